@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are complete or absent: written under a temporary name, then renamed."""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+
+from c3d_tf.common import errors
+
+
+@contextlib.contextmanager
+def replacing(path: str):
+    """Yields a temporary path beside `path`; renames it to `path` when the block ends well."""
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    temporary = f'{path}.tmp-{os.getpid()}'
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def remove_leftovers(directory: str) -> None:
+    """Deletes the temporary files that a killed run left in `directory`."""
+    for path in glob.glob(os.path.join(glob.escape(directory), '*.tmp-*')):
+        os.remove(path)
+
+
+def write_text(path: str, text: str) -> None:
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        file.write(text)
+
+
+def write_json(path: str, value) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def read_json(path: str):
+    """Returns the parsed file, or None where there is none.
+
+    Raises:
+      errors.RunError: the file is not JSON.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise errors.RunError(f'{path} is damaged ({error}); delete it and run again.') from error
+
+
+def sha256(path: str) -> str:
+    """Returns the file's SHA-256 as 64 hexadecimal digits."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """Returns the text's SHA-256 as 64 hexadecimal digits."""
+    return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()

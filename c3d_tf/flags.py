@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags, grouped by verb: what a flagfile may say. Only main reads their values."""
+
+import re
+import textwrap
+
+from absl import flags
+
+from c3d_tf.common import files
+
+# The order of the help text, and what each verb leaves.
+VERBS = {
+    'prepare': 'videos and lists → records, index.json, mean.npy, skipped.jsonl in --records',
+    'train': 'records → model.keras, checkpoints, TensorBoard curves, train.json in --workdir',
+    'evaluate': 'records and weights → evaluate.json and confusion.png in --workdir',
+    'predict': 'a video → its top classes, and when they happen',
+    'export': 'weights → a SavedModel for serving in --export_dir/<n>',
+}
+_SHARED = 'all verbs'
+
+
+class _Size(flags.ArgumentParser):
+    """Parses 128x171 to (128, 171): height first."""
+
+    syntactic_help = 'HEIGHTxWIDTH'
+
+    def parse(self, argument):
+        if isinstance(argument, tuple):
+            return argument
+        parts = str(argument).split('x')
+        if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+            raise ValueError('expected HEIGHTxWIDTH in pixels, e.g. 128x171')
+        return tuple(int(part) for part in parts)
+
+    def flag_type(self):
+        return 'size'
+
+
+class _SizeSerializer(flags.ArgumentSerializer):
+
+    def serialize(self, value):
+        return f'{value[0]}x{value[1]}'
+
+
+class Flags:
+    """One set of flags with their verbs; `values` are absl's."""
+
+    def __init__(self):
+        self.values = flags.FlagValues()
+        self.values.set_gnu_getopt(True)
+        self._verbs = {}  # flag → the verbs it belongs to
+        self._define()
+
+    def _add(self, verbs: str, kind, name: str, default, text: str, **options) -> None:
+        kind(name=name, default=default, help=text, flag_values=self.values, **options)
+        self._verbs[name] = tuple(verbs.split()) or (_SHARED,)
+
+    def _define(self) -> None:
+        add = self._add
+        string, integer, real = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
+        boolean, listed, enum = flags.DEFINE_bool, flags.DEFINE_list, flags.DEFINE_enum
+
+        add('', listed, 'mode', [], f'what to do, in this order: {", ".join(VERBS)}')
+        add('', string, 'records', '', 'folder of the records')
+        add('', string, 'workdir', '', 'folder of the run: weights, curves, results')
+        add('', integer, 'seed', 0, 'of every random choice', lower_bound=0)
+        add('', boolean, 'overwrite', False, 'do again what is there, even with other settings')
+        add('', boolean, 'help', False, 'show this text; with --mode=VERB only its flags', short_name='h')
+        add('', boolean, 'version', False, 'show the version')
+
+        add('prepare', string, 'dataset', 'folder', 'folder, list, sports1m or moving_shapes')
+        add('prepare', string, 'videos', '', 'folder of the video files')
+        add('prepare', string, 'lists', '', "folder of the data set's official lists")
+        add('prepare', string, 'train_list', '', 'for list: text file, a line `path label` per video')
+        add('prepare', string, 'test_list', '', 'for list: the same for the test split')
+        add('prepare', string, 'group_regex', '', 'first match in the file stem is the group that '
+            'stays on one side of a split; empty: every video is a group')
+        add('prepare', real, 'val_fraction', 0.0, 'share of training groups kept for validation')
+        add('prepare', real, 'test_fraction', 0.2, 'for folder: share of groups kept for the test, '
+            'where there are no train and test folders')
+        add('prepare', self._size, 'frame_size', (128, 171), 'frames are resized to this, aspect not kept')
+        add('prepare', enum, 'frame_format', 'jpeg', 'jpeg (quality 95) or png', enum_values=['jpeg', 'png'])
+        add('prepare', integer, 'clips_per_video', 0, 'random spans kept of a training video; 0: all of it',
+            lower_bound=0)
+        add('prepare', real, 'clip_seconds', 2.0, 'length of such a span', lower_bound=0.0)
+        add('prepare', integer, 'max_failures', 0, 'broken videos that are tolerated; -1: any number',
+            lower_bound=-1)
+        add('prepare', integer, 'num_workers', 0, 'processes; 0: one a core', lower_bound=0)
+        add('prepare', real, 'video_timeout', 60.0, 'seconds without a frame after which a file is '
+            'given up', lower_bound=0.1)
+
+        add('train', string, 'model', 'c3d', 'c3d, depth_1, depth_3, depth_5, depth_7, increasing or '
+            'decreasing')
+        add('train', real, 'width', 1.0, 'factor on filters and hidden units', lower_bound=0.01)
+        add('train', boolean, 'batch_norm', False, 'batch normalisation; not in the paper')
+        add('train', enum, 'initializer', 'caffe', 'caffe (the paper) or he', enum_values=['caffe', 'he'])
+        add('train', enum, 'head', 'fc', 'fc (fc6 and fc7, the paper) or pool (average, for little data)',
+            enum_values=['fc', 'pool'])
+        add('train', real, 'dropout', 0.5, 'share of units dropped', lower_bound=0.0, upper_bound=0.99)
+        add('train', enum, 'precision', 'float32', 'of activations; weights are float32',
+            enum_values=['float32', 'bfloat16', 'float16'])
+        add('prepare train', integer, 'clip_length', 16, 'frames of a clip', lower_bound=1)
+        add('train', integer, 'crop_size', 112, 'side of the square that the network sees', lower_bound=1)
+        add('train', integer, 'stride', 1, "the video's frames from one of a clip to the next",
+            lower_bound=1)
+        add('train', string, 'mean', 'volume', 'volume (the paper), channel, none, a number, or an .npy')
+        add('train', boolean, 'flip', True, 'mirror half of the clips')
+        add('train', boolean, 'random_crop', True, 'crop anywhere instead of the centre')
+        add('train', integer, 'epochs', 16, 'passes over the training split', lower_bound=1)
+        add('train', integer, 'steps', 0, 'updates in all; 0: --epochs decides', lower_bound=0)
+        add('train', integer, 'batch_size', 30, 'clips an update over all devices', lower_bound=1)
+        add('train', enum, 'optimizer', 'sgd', 'sgd (as Caffe means it) or adam',
+            enum_values=['sgd', 'adam'])
+        add('train', real, 'learning_rate', 0.003, 'the first rate', lower_bound=0.0)
+        add('train', enum, 'schedule', 'constant', 'constant, step or cosine',
+            enum_values=['constant', 'step', 'cosine'])
+        add('train', integer, 'decay_steps', 0, 'for step: updates between two decays', lower_bound=0)
+        add('train', real, 'decay_rate', 0.1, 'for step: factor on the rate', lower_bound=0.0)
+        add('train', integer, 'warmup_steps', 0, 'updates over which the rate rises', lower_bound=0)
+        add('train', real, 'momentum', 0.9, 'of sgd', lower_bound=0.0, upper_bound=1.0)
+        add('train', real, 'weight_decay', 0.0005, 'on kernels', lower_bound=0.0)
+        add('train', real, 'bias_rate', 2.0, 'factor on the rate of biases, for sgd', lower_bound=0.0)
+        add('train', string, 'init_from', '', 'artefact whose weights are the start')
+        add('train', listed, 'reinit', [], 'layers that start at random all the same')
+        add('train', enum, 'strategy', 'default', 'default (one device) or mirrored (all of them)',
+            enum_values=['default', 'mirrored'])
+        add('train', integer, 'checkpoint_every', 1000, 'steps between two checkpoints', lower_bound=1)
+        add('train', integer, 'log_every', 50, "steps between two points of the curves", lower_bound=1)
+
+        add('evaluate predict export', string, 'weights', '', 'artefact; empty: --workdir/model.keras')
+        add('evaluate', enum, 'split', 'test', 'what is scored', enum_values=['train', 'val', 'test'])
+        add('evaluate', integer, 'clips', 10, 'clips a video, for random and uniform', lower_bound=1)
+        add('evaluate', enum, 'clip_choice', 'random', 'random (the paper), uniform, or all (every --step '
+            'frames)', enum_values=['random', 'uniform', 'all'])
+        add('evaluate predict', integer, 'step', 0, "frames between clips' starts; 0: a clip's length",
+            lower_bound=0)
+        add('evaluate', integer, 'eval_batch_size', 16, 'clips a batch', lower_bound=1)
+
+        add('predict', string, 'input', '', 'a video file')
+        add('predict', boolean, 'json', False, 'print one JSON object')
+        add('predict export', integer, 'top_k', 5, 'classes that are named', lower_bound=1)
+
+        add('export', string, 'export_dir', '', "folder of the model's versions")
+        add('export', integer, 'max_clips', 64, 'clips of one request that are scored', lower_bound=1)
+
+    def _size(self, *, name, default, help, flag_values):
+        flags.DEFINE(_Size(), name, default, help, flag_values, _SizeSerializer())
+
+    def of(self, verb: str) -> list[str]:
+        """Returns the names of the verb's flags, the shared ones first."""
+        return [name for name, verbs in self._verbs.items() if _SHARED in verbs or verb in verbs]
+
+    def write(self, path: str, verb: str) -> None:
+        """Writes a flagfile that repeats what the verb was called with."""
+        lines = [f'# Repeats this run: python -m c3d_tf.main --flagfile={path}', f'--mode={verb}']
+        for name in self.of(verb):
+            flag = self.values[name]
+            if name not in ('mode', 'help', 'version', 'overwrite') and flag.value not in (None, '', []):
+                lines.append(flag.serialize())
+        files.write_text(path, '\n'.join(lines) + '\n')
+
+    def help(self, verbs: list[str]) -> str:
+        """Returns the help text: all verbs, or the flags of the named ones."""
+        lines = ['C3D on TensorFlow and Keras: train, evaluate, use and serve the network of Tran et al. '
+                 '(ICCV 2015).', '',
+                 'python -m c3d_tf.main --flagfile=experiments/quickstart.flags [--mode=VERB,…] '
+                 '[--flag=value …]', '']
+        lines += [f'  {verb:9} {what}' for verb, what in VERBS.items() if not verbs or verb in verbs]
+        lines += ['', 'A flagfile is a complete experiment: a line a flag, later ones win, so flags after '
+                  'it change it.', 'A finished step is not done twice; a stopped one goes on.',
+                  'Exit codes: 0 done, 1 failed, 2 wrong use, 75 interrupted (the same command goes on).']
+        for title in (_SHARED, *(verbs or VERBS)):
+            names = [name for name, own in self._verbs.items()
+                     if title in own and (verbs or own[0] == title)]
+            lines += ['', f'{title}:']
+            for name in names:
+                flag = self.values[name]
+                default = '' if flag.default in (None, '', []) else f' ({flag.default_as_str})'
+                text = re.sub('^<.*?>: ', '', flag.help) + default.replace("'", '')
+                lines += textwrap.wrap(text, 100, initial_indent=f'  --{name:17} ',
+                                       subsequent_indent=' ' * 22)
+        return '\n'.join(lines)

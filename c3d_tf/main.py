@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: flags in, one function a verb, an exit code out. Kept short on purpose."""
+
+import os
+import signal
+import sys
+
+from absl import flags as absl_flags
+
+from c3d_tf import __version__
+from c3d_tf import flags
+from c3d_tf.common import console
+from c3d_tf.common import errors
+
+# The verbs import TensorFlow, so they are imported when they run: help and wrong use answer at once.
+
+
+def _prepare(f) -> str:
+    from c3d_tf import prepare
+    from c3d_tf.data import datasets
+
+    dataset = datasets.load(
+        f.dataset, videos=f.videos, lists=f.lists, train_list=f.train_list, test_list=f.test_list,
+        group_regex=f.group_regex, val_fraction=f.val_fraction, test_fraction=f.test_fraction,
+        seed=f.seed)
+    prepare.prepare(
+        dataset, _needed(f, 'records'), frame_size=f.frame_size, frame_format=f.frame_format,
+        clip_length=f.clip_length, clips_per_video=f.clips_per_video, clip_seconds=f.clip_seconds,
+        seed=f.seed, max_failures=f.max_failures, num_workers=f.num_workers,
+        video_timeout=f.video_timeout, overwrite=f.overwrite)
+    return f.records
+
+
+def _train(f) -> str:
+    from c3d_tf import train
+
+    recipe = train.Recipe(**{name: f[name].value for name in train.Recipe.__dataclass_fields__
+                             if name != 'reinit'}, reinit=tuple(f.reinit))
+    train.fit(f.records, _needed(f, 'workdir'), recipe, checkpoint_every=f.checkpoint_every,
+              log_every=f.log_every, overwrite=f.overwrite)
+    return f.workdir
+
+
+def _evaluate(f) -> str:
+    from c3d_tf import evaluate
+
+    evaluate.evaluate(
+        f.records, _weights(f), _needed(f, 'workdir'), split=f.split, num_clips=f.clips,
+        clip_choice=f.clip_choice, step=f.step, batch_size=f.eval_batch_size, seed=f.seed,
+        overwrite=f.overwrite)
+    return f.workdir
+
+
+def _predict(f) -> None:
+    from c3d_tf import predict
+
+    predict.show(predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k), as_json=f.json)
+
+
+def _export(f) -> str:
+    from c3d_tf import export
+
+    export.export(_weights(f), f.export_dir, top_k=f.top_k, max_clips=f.max_clips,
+                  overwrite=f.overwrite)
+    return f.export_dir
+
+
+MODES = {
+    'prepare': _prepare,
+    'train': _train,
+    'evaluate': _evaluate,
+    'predict': _predict,
+    'export': _export,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the verbs of --mode in order; returns the exit code."""
+    try:
+        return _run(sys.argv if argv is None else argv)
+    except errors.UsageError as error:
+        return _complain(error, errors.EXIT_USAGE)
+    except errors.Interrupted as error:
+        return _complain(error, errors.EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        return _complain('interrupted; the same command goes on', errors.EXIT_INTERRUPTED)
+    except (errors.RunError, OSError) as error:
+        return _complain(error, errors.EXIT_FAILED)
+
+
+def _run(argv: list[str]) -> int:
+    known = flags.Flags()
+    f = known.values
+    try:
+        words = known.values(argv)[1:]
+    except absl_flags.Error as error:
+        raise errors.UsageError(f'{error}\nSee --help.') from error
+    if words:
+        raise errors.UsageError(f'stray words: {" ".join(words)}. Flags are --name=value; a boolean is '
+                                '--name or --noname.')
+    unknown = [verb for verb in f.mode if verb not in MODES]
+    if unknown:
+        raise errors.UsageError(f'--mode={",".join(unknown)}: expected {", ".join(MODES)}')
+    if f.version:
+        console.say(f'c3d_tf {__version__}')
+        return errors.EXIT_OK
+    if f.help or not f.mode:
+        console.say(known.help(f.mode))
+        return errors.EXIT_OK if f.help else errors.EXIT_USAGE
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    with console.quiet():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # starts what would start, and complain, later
+    for verb in f.mode:
+        where = MODES[verb](f)
+        if where:
+            known.write(os.path.join(where, f'{verb}.flags'), verb)
+    return errors.EXIT_OK
+
+
+def _needed(f, name: str) -> str:
+    if not f[name].value:
+        raise errors.UsageError(f'--{name} is not set: {f[name].help}')
+    return f[name].value
+
+
+def _weights(f) -> str:
+    return f.weights or (os.path.join(f.workdir, 'model.keras') if f.workdir else '')
+
+
+def _complain(message, code: int) -> int:
+    sys.stdout.flush()
+    print(f'c3d_tf: {message}', file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == '__main__':
+    sys.exit(main())

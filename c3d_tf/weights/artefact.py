@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one artefact: a .keras file that carries its preprocessing, labels and provenance.
+
+It opens in plain Keras without custom objects (float clips → logits). What belongs to the weights
+travels in the same zip: preprocessing.json, mean.npy, labels.txt, provenance.json.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+
+import keras
+import numpy as np
+
+from c3d_tf.common import errors
+from c3d_tf.common import files
+from c3d_tf.data import preprocess
+
+PREPROCESSING = 'preprocessing.json'
+MEAN = 'mean.npy'
+LABELS = 'labels.txt'
+PROVENANCE = 'provenance.json'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artefact:
+    """A network with everything that is needed to use it.
+
+    Attributes:
+      model: clips float32 [B, T, S, S, 3] → logits float32 [B, K].
+      preprocessing: what the clips must be.
+      class_names: K names.
+      provenance: where the weights come from.
+      sha256: of the file; '' where there is none yet.
+    """
+
+    model: keras.Model
+    preprocessing: preprocess.Preprocessing
+    class_names: tuple[str, ...]
+    provenance: dict
+    sha256: str = ''
+
+
+def save(path: str, artefact: Artefact) -> None:
+    """Writes the file, complete or not at all."""
+    array = io.BytesIO()
+    np.save(array, artefact.preprocessing.mean)
+    with files.replacing(path) as temporary:
+        whole = f'{temporary}.keras'  # Keras insists on the name's end
+        try:
+            artefact.model.save(whole)
+            with zipfile.ZipFile(whole, 'a') as archive:
+                archive.writestr(PREPROCESSING, json.dumps(artefact.preprocessing.to_json(), indent=2))
+                archive.writestr(MEAN, array.getvalue())
+                archive.writestr(LABELS, ''.join(f'{name}\n' for name in artefact.class_names))
+                archive.writestr(PROVENANCE, json.dumps(artefact.provenance, indent=2))
+            os.rename(whole, temporary)
+        finally:
+            if os.path.exists(whole):
+                os.remove(whole)
+
+
+def load(path: str) -> Artefact:
+    """Reads the file; nothing in it is executed.
+
+    Raises:
+      errors.UsageError: there is no such file, or it is no artefact of this project.
+    """
+    if not path:
+        raise errors.UsageError('--weights is not set: expected a model.keras file that train wrote')
+    if not os.path.isfile(path):
+        raise errors.UsageError(f'--weights={path}: no such file; run --mode=train first, or give '
+                                'the model.keras of another run')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in
+                       (PREPROCESSING, MEAN, LABELS, PROVENANCE) if name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise errors.UsageError(f'--weights={path}: not a .keras file ({error})') from error
+    if len(members) < 4:
+        raise errors.UsageError(
+            f'--weights={path}: a .keras file without the preprocessing its network needs. Keras '
+            'drops those members when a model is saved again: use the file that train wrote.')
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    for variable in model.variables:
+        if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+            raise errors.UsageError(f'--weights={path}: {variable.path} holds NaN or infinity; '
+                                    'the training that wrote it had blown up')
+    mean = np.load(io.BytesIO(members[MEAN]), allow_pickle=False)
+    return Artefact(
+        model=model,
+        preprocessing=preprocess.Preprocessing.from_json(json.loads(members[PREPROCESSING]), mean),
+        class_names=tuple(members[LABELS].decode().splitlines()),
+        provenance=json.loads(members[PROVENANCE]),
+        sha256=files.sha256(path),
+    )

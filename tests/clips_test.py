@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+from c3d_tf.data import clips
+
+
+def _choose(frames, videos, **options):
+    options = {'clip_length': 16, 'rng': np.random.default_rng(0), **options}
+    record, start = clips.choose(np.array(frames), np.array(videos), **options)
+    return list(zip(record.tolist(), start.tolist()))
+
+
+@pytest.mark.parametrize(('frames', 'options', 'expected'), [
+    ([16], {'choice': 'all'}, [(0, 0)]),
+    ([47], {'choice': 'all'}, [(0, 0), (0, 16)]),  # the tail of 15 frames is dropped
+    ([48], {'choice': 'all'}, [(0, 0), (0, 16), (0, 32)]),
+    ([32], {'choice': 'all', 'step': 8}, [(0, 0), (0, 8), (0, 16)]),
+    ([7], {'choice': 'all'}, [(0, 0)]),  # shorter than a clip: one, that starts over
+    ([31], {'choice': 'uniform', 'count': 1}, [(0, 8)]),  # 16 possible starts, 0 … 15
+    ([31], {'choice': 'uniform', 'count': 2}, [(0, 4), (0, 12)]),
+    ([16], {'choice': 'uniform', 'count': 3}, [(0, 0), (0, 0), (0, 0)]),
+    ([61], {'choice': 'all', 'stride': 2}, [(0, 0), (0, 16)]),  # 31 frames a clip: starts 0 … 30
+], ids=str)
+def test_choices_of_one_record(frames, options, expected):
+    assert _choose(frames, [0], **options) == expected
+
+
+def test_a_video_of_two_records_shares_its_clips():
+    # 16 + 16 possible starts: the middles of four quarters are 4 and 12 of each record.
+    assert _choose([31, 31, 16], [0, 0, 1], choice='uniform', count=4) == [
+        (0, 4), (0, 12), (1, 4), (1, 12), (2, 0), (2, 0), (2, 0), (2, 0)]
+
+
+def test_random_starts_reach_every_place_and_no_other():
+    chosen = _choose([20], [0], choice='random', count=1000)
+    assert {start for _, start in chosen} == {0, 1, 2, 3, 4}
+
+
+def test_random_counts_every_video():
+    record, _ = clips.choose(np.array([400, 16, 20, 20]), np.array([0, 1, 2, 2]), choice='random',
+                             count=10, clip_length=16, rng=np.random.default_rng(3))
+    assert np.bincount(np.array([0, 1, 2, 2])[record]).tolist() == [10, 10, 10]
+    assert (np.diff(record) >= 0).all()
+
+
+@pytest.mark.parametrize(('start', 'frames', 'stride', 'expected'), [
+    (3, 100, 1, [3, 4, 5, 6]),
+    (3, 100, 2, [3, 5, 7, 9]),
+    (0, 3, 1, [0, 1, 2, 0]),
+    (0, 1, 1, [0, 0, 0, 0]),
+])
+def test_indices(start, frames, stride, expected):
+    assert clips.indices(start, frames, clip_length=4, stride=stride).tolist() == expected
+
+
+def _plan(**options):
+    options = {'choice': 'random', 'clip_length': 16, 'frame_size': (128, 171), 'crop_size': 112,
+               **options}
+    return clips.plan(np.full(4000, 50), np.arange(4000), **options)
+
+
+def test_the_test_crop_is_the_originals():
+    plan = _plan()
+    assert set(plan.top) == {8} and set(plan.left) == {29} and not plan.flip.any()
+
+
+def test_random_crops_reach_the_last_offset():
+    plan = _plan(random_crop=True, flip=True)
+    assert (plan.top.min(), plan.top.max()) == (0, 16)
+    assert (plan.left.min(), plan.left.max()) == (0, 59)
+    assert 0.45 < plan.flip.mean() < 0.55
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch():
+    first, again = _plan(random_crop=True, epoch=3), _plan(random_crop=True, epoch=3)
+    other = _plan(random_crop=True, epoch=4)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert (first.start != other.start).mean() > 0.9

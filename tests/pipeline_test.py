@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from c3d_tf import prepare
+from c3d_tf.common import errors
+from c3d_tf.data import datasets
+from c3d_tf.data import pipeline
+from c3d_tf.data import preprocess
+from c3d_tf.data import records
+from tests import conftest
+
+
+@pytest.fixture(scope='module')
+def index(tmp_path_factory):
+    """Eleven training videos in three shards; video v has 20 + v frames, frame t is grey 4·t."""
+    root = tmp_path_factory.mktemp('pipeline')
+    for v in range(11):
+        conftest.counting_video(root / f'v/train/{"ab"[v % 2]}/{v:02d}.avi', 20 + v)
+    conftest.counting_video(root / 'v/test/a/long.avi', 60)
+    conftest.counting_video(root / 'v/test/b/short.avi', 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, 'VIDEOS_PER_SHARD', 4)
+        prepare.prepare(datasets.load('folder', videos=str(root / 'v')), str(root / 'r'),
+                        frame_size=(24, 32), max_frames=32, frame_format='png')
+    return records.read_index(str(root / 'r'))
+
+
+def _spec(mean=0.0, **options):
+    return preprocess.Preprocessing(**{'frame_size': (24, 32), 'crop_size': 20, 'clip_length': 16,
+                                       'stride': 1, 'mean': np.asarray(mean, np.float32), **options})
+
+
+def _frames(clip):
+    """Reads the frame numbers back from the pixels."""
+    return np.round(clip.mean(axis=(1, 2, 3)) / 4).astype(int).tolist()
+
+
+def test_an_epoch_has_every_record_once_and_the_last_batch_is_smaller(index):
+    split = index.split('train')
+    batches = list(pipeline.for_training(split, _spec(), batch_size=4, epoch=0).as_numpy_iterator())
+    assert [len(batch[1]) for batch in batches] == [4, 4, 3]
+    assert sorted(np.concatenate([batch[2] for batch in batches])) == list(range(11))
+    for clips, labels, record in batches:
+        for clip, label, number in zip(clips, labels, record):
+            shown = _frames(clip)
+            assert shown == list(range(shown[0], shown[0] + 16)) and shown[-1] < split.frames[number]
+            assert label == index.split('train').frames[number] % 2  # 20 + v frames, class v mod 2
+
+
+def test_epochs_differ_and_one_can_be_entered_in_the_middle(index):
+    def epoch(number, skip=0):
+        return list(pipeline.for_training(index.split('train'), _spec(), batch_size=4, epoch=number,
+                                          skip=skip, seed=7).as_numpy_iterator())
+
+    first, again, other = epoch(1), epoch(1), epoch(2)
+    assert all(np.array_equal(x, y) for a, b in zip(first, again) for x, y in zip(a, b))
+    assert not all(np.array_equal(a[2], b[2]) for a, b in zip(first, other))
+    rest = epoch(1, skip=2)
+    assert len(rest) == 1 and all(np.array_equal(x, y) for x, y in zip(first[2], rest[0]))
+
+
+def test_evaluation_gives_the_chosen_clips_in_order(index):
+    split = index.split('test')  # the long video is 32 + 32 + 12 frames, the short one 5
+    batches = pipeline.for_evaluation(split, _spec(), batch_size=3, choice='all', count=0)
+    rows = [(int(r), _frames(c)[0]) for clips, rs in batches.as_numpy_iterator() for c, r in zip(clips, rs)]
+    assert rows == [(0, 0), (0, 16), (1, 24), (1, 40), (2, 48), (3, 0)]
+    short = list(batches.as_numpy_iterator())[-1][0][-1]
+    assert _frames(short) == [0, 1, 2, 3, 4] * 3 + [0]
+    assert pipeline.read_labels(split) == (['test/a/long.avi', 'test/b/short.avi'], [[0], [1]])
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_the_mean_is_taken_at_the_crops_own_place_and_never_mirrored(flip):
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 256, (16, 24, 32, 3), np.uint8)
+    mean = rng.normal(100, 20, (16, 24, 32, 3)).astype(np.float32)
+    out = preprocess.crop(clip, 3, 7, np.bool_(flip), _spec(mean)).numpy()
+    expected = (clip.astype(np.float32) - mean)[:, 3:23, 7:27]
+    np.testing.assert_array_equal(out, expected[:, :, ::-1] if flip else expected)
+
+
+def test_inference_equals_evaluations_centre_crop(index):
+    spec = _spec(index.mean())
+    batch, _ = next(pipeline.for_evaluation(index.split('test'), spec, batch_size=2, choice='all',
+                                            count=0).as_numpy_iterator())
+    stored = np.stack(list(pipeline.read_clips(
+        index.split('test'), np.array([0, 0]), np.array([0, 16]), clip_length=16).as_numpy_iterator()))
+    np.testing.assert_array_equal(preprocess.for_inference(tf.constant(stored), spec).numpy(), batch)
+
+
+@pytest.mark.parametrize(('name', 'shape'), [
+    ('volume', (16, 24, 32, 3)), ('channel', (3,)), ('none', ()), ('128', ())])
+def test_means_by_name(index, name, shape):
+    mean = preprocess.load_mean(name, index, 16)
+    assert mean.shape == shape and mean.dtype == np.float32
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda index: preprocess.load_mean('medium', index, 16), 'expected volume, channel'),
+    (lambda index: preprocess.load_mean('volume', index, 8), 'has 16 frames, --clip_length=8'),
+    (lambda index: _spec(crop_size=25), 'larger than the frames of 24x32'),
+    (lambda index: _spec(np.zeros((3, 16, 24, 32))), r'expected \(16, 24, 32, 3\)'),
+    (lambda index: index.split('val'), "no videos in split 'val'; it has"),
+    (lambda index: records.read_index('/nowhere'), 'run --mode=prepare'),
+])
+def test_wrong_use(index, make, message):
+    with pytest.raises(errors.UsageError, match=message):
+        make(index)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from c3d_tf import prepare
+from c3d_tf import train
+from c3d_tf.common import errors
+from c3d_tf.data import datasets
+from c3d_tf.data import moving_shapes
+from c3d_tf.data import pipeline
+from c3d_tf.data import preprocess
+from c3d_tf.data import records
+from c3d_tf.training import trainer as trainers
+from c3d_tf.weights import artefact
+from tests import conftest
+
+SMALL = dict(model='depth_3', width=0.05, crop_size=20, mean='channel', batch_size=4, steps=3)
+
+
+@pytest.fixture(scope='module')
+def records_dir(folder, tmp_path_factory):
+    target = str(tmp_path_factory.mktemp('train') / 'records')
+    prepare.prepare(datasets.load('folder', videos=str(folder)), target, frame_size=(24, 32))
+    return target
+
+
+def _variables():
+    layer = keras.layers.Dense(2, name='fc')
+    layer.build((None, 3))
+    return layer.trainable_variables
+
+
+def test_sgd_is_caffes():
+    rng = np.random.default_rng(0)
+    variables = _variables()
+    weights = [rng.normal(size=v.shape).astype('float32') for v in variables]
+    for variable, value in zip(variables, weights):
+        variable.assign(value)
+    history = [np.zeros_like(value) for value in weights]
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build(variables)
+    for rate in (0.1, 0.1, 0.01):  # the rate falls while there is momentum
+        gradients = [rng.normal(size=v.shape).astype('float32') for v in variables]
+        for i, (rate_mult, decay_mult) in enumerate([(1, 1), (2, 0)]):
+            history[i] = 0.9 * history[i] + rate * rate_mult * (
+                gradients[i] + 0.005 * decay_mult * weights[i])
+            weights[i] = weights[i] - history[i]
+        optimizer.learning_rate.assign(rate)
+        optimizer.apply(trainers.caffe_gradients(gradients, variables, weight_decay=0.005, bias_rate=2.0),
+                        variables)
+        for variable, expected in zip(variables, weights):
+            np.testing.assert_allclose(variable.numpy(), expected, rtol=2e-6)
+
+
+def test_a_network_learns_and_says_how_it_was_made(records_dir, tmp_path):
+    recipe = train.Recipe(**{**SMALL, 'steps': 60}, batch_norm=True, initializer='he', head='pool',
+                          dropout=0.0, optimizer='adam', learning_rate=0.01, flip=False)
+    result = train.fit(records_dir, str(tmp_path), recipe, log_every=10)
+    assert result['loss'] < 0.3 and result['steps'] == 60
+    net = artefact.load(str(tmp_path / 'model.keras'))
+    assert net.class_names == ('ball', 'water')
+    assert net.provenance['settings']['learning_rate'] == 0.01
+
+
+def test_init_from_copies_all_but_the_layers_named(records_dir, tmp_path, capsys):
+    train.fit(records_dir, str(tmp_path / 'a'), train.Recipe(**SMALL))
+    start = str(tmp_path / 'a/model.keras')
+    recipe = train.Recipe(**{**SMALL, 'steps': 1}, learning_rate=0.0, init_from=start, reinit=('fc8',))
+    train.fit(records_dir, str(tmp_path / 'b'), recipe)
+    assert 'at random: fc8' in capsys.readouterr().out
+    a, b = (artefact.load(str(tmp_path / name / 'model.keras')).model for name in 'ab')
+    for layer in a.layers:
+        same = [np.array_equal(x, y) for x, y in zip(layer.get_weights(), b.get_layer(layer.name).get_weights())]
+        assert all(same) or layer.name == 'fc8'
+    with pytest.raises(errors.UsageError, match='no such layer in depth_3'):
+        train.fit(records_dir, str(tmp_path / 'c'), train.Recipe(**SMALL, init_from=start, reinit=('fc9',)))
+    with pytest.raises(errors.UsageError, match='conv1 should be'):
+        train.fit(records_dir, str(tmp_path / 'c'),
+                  train.Recipe(**{**SMALL, 'model': 'depth_5'}, init_from=start))
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(records_dir, tmp_path):
+    recipe = train.Recipe(**{**SMALL, 'steps': 50}, learning_rate=1e30)
+    with pytest.raises(errors.RunError, match='loss is not a number'):
+        train.fit(records_dir, str(tmp_path), recipe, log_every=5)
+    assert not (tmp_path / 'model.keras').exists()
+
+
+def test_plain_keras_fit_works_on_the_pipeline(records_dir):
+    index = records.read_index(records_dir)
+    spec = preprocess.Preprocessing((24, 32), 20, 16, 1, np.float32(100) * np.ones((), np.float32))
+    batches = pipeline.for_training(index.split('train'), spec, batch_size=4, epoch=0)
+    recipe = train.Recipe(**SMALL)
+    model = trainers.Trainer(recipe, 2, 3, tf.distribute.get_strategy()).model
+    model.compile('sgd', keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(batches.map(lambda clips, labels, _: (clips, labels)), verbose=0)
+    assert np.isfinite(history.history['loss'][0])
+
+
+def test_two_devices_compute_what_one_does(tmp_path):
+    """In a process of its own, since logical devices are made before TensorFlow starts."""
+    script = '''
+import sys
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices('CPU')[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from c3d_tf import train
+from c3d_tf.weights import artefact
+for strategy in ('default', 'mirrored'):
+    recipe = train.Recipe(model='depth_3', width=0.05, crop_size=20, mean='channel', batch_size=3, steps=20,
+                          dropout=0.0, initializer='he', batch_norm=sys.argv[3] == 'bn',
+                          learning_rate=0.001 if sys.argv[3] == 'bn' else 1e-6,
+                          strategy=strategy)
+    train.fit(sys.argv[1], f'{sys.argv[2]}/{strategy}', recipe, log_every=1)
+'''
+    # Pictures with texture: on flat ones the variance of one clip is all rounding.
+    for i in range(7):
+        label = moving_shapes.CLASSES[i % 2]
+        frames = moving_shapes.render(label, np.random.default_rng(i), height=48, width=64, num_frames=18)
+        conftest.write_video(tmp_path / f'v/train/{label}/{i}.avi', frames)
+    records_dir = str(tmp_path / 'r')
+    prepare.prepare(datasets.load('folder', videos=str(tmp_path / 'v')), records_dir, frame_size=(24, 32))
+    for batch_norm in ('plain', 'bn'):
+        out = tmp_path / batch_norm
+        done = subprocess.run([sys.executable, '-c', script, records_dir, str(out), batch_norm], text=True,
+                              capture_output=True, cwd=pathlib.Path(train.__file__).parents[1])
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert '2 device(s)' in done.stdout
+        one, two = (_losses(out / name) for name in ('default', 'mirrored'))
+        assert len(one) == 20  # batches of 3, 3 and 1: at the end of an epoch one device has no clip
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+def _losses(workdir):
+    path, = (workdir / 'tensorboard/train').glob('events*')
+    found = []
+    for event in tf.compat.v1.train.summary_iterator(str(path)):
+        found += [float(tf.make_ndarray(value.tensor)) for value in event.summary.value if value.tag == 'loss']
+    return found
