@@ -82,6 +82,8 @@ class Flags:
         add('prepare', enum, 'frame_format', 'jpeg', 'jpeg (quality 95) or png', enum_values=['jpeg', 'png'])
         add('prepare', integer, 'clips_per_video', 0, 'random spans kept of a training video; 0: all of it',
             lower_bound=0)
+        add('prepare', integer, 'test_clips_per_video', 0, 'the same for videos of other splits',
+            lower_bound=0)
         add('prepare', real, 'clip_seconds', 2.0, 'length of such a span', lower_bound=0.0)
         add('prepare', integer, 'max_failures', 0, 'broken videos that are tolerated; -1: any number',
             lower_bound=-1)
@@ -177,6 +179,6 @@ class Flags:
                 flag = self.values[name]
                 default = '' if flag.default in (None, '', []) else f' ({flag.default_as_str})'
                 text = re.sub('^<.*?>: ', '', flag.help) + default.replace("'", '')
-                lines += textwrap.wrap(text, 100, initial_indent=f'  --{name:17} ',
-                                       subsequent_indent=' ' * 22)
+                lines += textwrap.wrap(text, 100, initial_indent=f'  --{name:20} ',
+                                       subsequent_indent=' ' * 25)
         return '\n'.join(lines)

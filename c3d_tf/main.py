@@ -16,48 +16,58 @@ from c3d_tf.common import errors
 
 
 def _prepare(f) -> str:
-    from c3d_tf import prepare
     from c3d_tf.data import datasets
 
+    _needed(f, 'records')
     dataset = datasets.load(
         f.dataset, videos=f.videos, lists=f.lists, train_list=f.train_list, test_list=f.test_list,
         group_regex=f.group_regex, val_fraction=f.val_fraction, test_fraction=f.test_fraction,
         seed=f.seed)
+    _start_tensorflow()
+    from c3d_tf import prepare
+
     prepare.prepare(
-        dataset, _needed(f, 'records'), frame_size=f.frame_size, frame_format=f.frame_format,
-        clip_length=f.clip_length, clips_per_video=f.clips_per_video, clip_seconds=f.clip_seconds,
+        dataset, f.records, frame_size=f.frame_size, frame_format=f.frame_format,
+        clip_length=f.clip_length, clips_per_video=f.clips_per_video,
+        test_clips_per_video=f.test_clips_per_video, clip_seconds=f.clip_seconds,
         seed=f.seed, max_failures=f.max_failures, num_workers=f.num_workers,
         video_timeout=f.video_timeout, overwrite=f.overwrite)
     return f.records
 
 
 def _train(f) -> str:
+    _needed(f, 'workdir')
+    _start_tensorflow()
     from c3d_tf import train
 
     recipe = train.Recipe(**{name: f[name].value for name in train.Recipe.__dataclass_fields__
                              if name != 'reinit'}, reinit=tuple(f.reinit))
-    train.fit(f.records, _needed(f, 'workdir'), recipe, checkpoint_every=f.checkpoint_every,
+    train.fit(f.records, f.workdir, recipe, checkpoint_every=f.checkpoint_every,
               log_every=f.log_every, overwrite=f.overwrite)
     return f.workdir
 
 
 def _evaluate(f) -> str:
+    _needed(f, 'workdir')
+    _start_tensorflow()
     from c3d_tf import evaluate
 
     evaluate.evaluate(
-        f.records, _weights(f), _needed(f, 'workdir'), split=f.split, num_clips=f.clips,
+        f.records, _weights(f), f.workdir, split=f.split, num_clips=f.clips,
         clip_choice=f.clip_choice, step=f.step, batch_size=f.eval_batch_size, seed=f.seed,
         overwrite=f.overwrite)
     return f.workdir
 
 
 def _predict(f) -> None:
+    _start_tensorflow()
     from c3d_tf import predict
 
     predict.show(predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k), as_json=f.json)
 
 
 def _export(f) -> str:
+    _start_tensorflow()
     from c3d_tf import export
 
     export.export(_weights(f), f.export_dir, top_k=f.top_k, max_clips=f.max_clips,
@@ -108,15 +118,32 @@ def _run(argv: list[str]) -> int:
         console.say(known.help(f.mode))
         return errors.EXIT_OK if f.help else errors.EXIT_USAGE
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    with console.quiet():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()  # starts what would start, and complain, later
     for verb in f.mode:
         where = MODES[verb](f)
         if where:
             known.write(os.path.join(where, f'{verb}.flags'), verb)
+    if 'predict' not in f.mode:
+        console.say('\n'.join(['next:', *_next(f)]))
     return errors.EXIT_OK
+
+
+def _start_tensorflow() -> None:
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '1')
+    with console.quiet():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # starts what would start, and complain, later
+
+
+def _next(f) -> list[str]:
+    """Returns the commands that use what the last verb left."""
+    door = 'python -m c3d_tf.main'
+    if f.mode[-1] == 'prepare':
+        return [f'  {door} --mode=train --records={f.records} --workdir=runs/NAME']
+    lines = [f'  {door} --mode=predict --workdir={f.workdir} --input=VIDEO']
+    if f.mode[-1] == 'train':
+        lines.insert(0, f'  {door} --mode=evaluate --records={f.records} --workdir={f.workdir}')
+    return [*lines, f'  tensorboard --logdir={os.path.join(f.workdir, "tensorboard")}']
 
 
 def _needed(f, name: str) -> str:

@@ -42,6 +42,7 @@ def prepare(
     clip_length: int = 16,
     max_frames: int = 304,
     clips_per_video: int = 0,
+    test_clips_per_video: int = 0,
     clip_seconds: float = 2.0,
     seed: int = 0,
     max_failures: int = 0,
@@ -54,7 +55,8 @@ def prepare(
     Args:
       dataset: what to read, from `datasets.load`.
       records_dir: where to write; a folder with a part of the same work is continued.
-      frame_size, frame_format, clip_length, max_frames, clips_per_video, clip_seconds, seed: see
+      frame_size, frame_format, clip_length, max_frames, clips_per_video, test_clips_per_video,
+      clip_seconds, seed: see
         `encode_video.Settings`.
       max_failures: broken videos that are tolerated; -1 for any number.
       num_workers: processes; 0 means one a core.
@@ -69,7 +71,8 @@ def prepare(
       errors.RunError: more videos failed than `max_failures`, or a shard could not be written.
     """
     settings = encode_video.Settings(
-        tuple(frame_size), frame_format, clip_length, max_frames, clips_per_video, clip_seconds, seed)
+        tuple(frame_size), frame_format, clip_length, max_frames, clips_per_video,
+        test_clips_per_video, clip_seconds, seed)
     described = _describe(dataset, settings)
     index = _existing(records_dir, described, overwrite)
     if index is not None:

@@ -169,10 +169,23 @@ def test_a_long_video_becomes_records_that_lose_no_window(tmp_path):
 def test_random_spans_of_training_videos(tmp_path):
     conftest.counting_video(tmp_path / 'v/train/a/long.avi', 60)
     conftest.counting_video(tmp_path / 'v/test/a/other.avi', 60)
-    _prepare(tmp_path / 'v', tmp_path / 'r', clips_per_video=5, clip_seconds=1.0)
+    _prepare(tmp_path / 'v', tmp_path / 'r', clips_per_video=5, clip_seconds=1.0, frame_format='png')
     index = records.read_index(str(tmp_path / 'r'))
     assert index.split('train').frames.tolist() == [25] * 5 and index.split('train').num_videos == 1
+    starts = []
+    for example in _examples(tmp_path / 'r/train-00000-of-00001.tfrecord'):
+        times = [f.int64_list.value[0] // 40_000
+                 for f in example.feature_lists.feature_list['image/timestamp'].feature]
+        shown = [round(cv2.imdecode(np.frombuffer(f.bytes_list.value[0], np.uint8), 1).mean() / 4)
+                 for f in example.feature_lists.feature_list['image/encoded'].feature]
+        assert shown == times == list(range(times[0], times[0] + 25))
+        starts.append(times[0])
+    assert starts == sorted(starts) and len(set(starts)) > 2
     assert index.split('test').frames.tolist() == [60]
+    _prepare(tmp_path / 'v', tmp_path / 'r2', test_clips_per_video=3, clip_seconds=0.0)
+    index = records.read_index(str(tmp_path / 'r2'))
+    assert index.split('test').frames.tolist() == [16] * 3  # never shorter than a clip
+    assert index.split('train').frames.tolist() == [60]
 
 
 def test_a_full_disk_is_named(folder, tmp_path, monkeypatch):

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs prepare's shards in worker processes on this machine.
+
+A decoder that hangs or crashes takes its process with it: the worker is replaced, and its shard done
+again without that video. Only the workers import TensorFlow.
+"""
+
+import collections
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import time
+
+from c3d_tf.common import console
+from c3d_tf.common import errors
+from c3d_tf.common import files
+from c3d_tf.data import datasets
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One shard.
+
+    Attributes:
+      path: the shard's file.
+      report: a JSON file that says what is in it; the shard is finished when both are there.
+      split: one of datasets.SPLITS.
+      examples: (number in the split, name, example) rows.
+    """
+
+    path: str
+    report: str
+    split: str
+    examples: list[tuple[int, str, datasets.Example]]
+
+    def finished(self) -> bool:
+        report = files.read_json(self.report)
+        return (report is not None and os.path.exists(self.path)
+                and os.path.getsize(self.path) == report['bytes'])
+
+
+def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> None:
+    """Works through the shards that are not finished.
+
+    Args:
+      tasks: all shards.
+      work: `work(task, given_up, reading)` writes one shard, in a worker process; `given_up` maps
+        places in the shard to reasons to skip them; `reading(place)` is called with the place of the
+        video that is read, often enough to know a slow file from a stuck one.
+      num_workers: processes.
+      video_timeout: seconds without a word after which a video counts as stuck.
+
+    Raises:
+      errors.RunError: a shard cannot be written.
+    """
+    total = sum(len(task.examples) for task in tasks)
+    todo = collections.deque(i for i, task in enumerate(tasks) if not task.finished())
+    done = total - sum(len(tasks[i].examples) for i in todo)
+    progress = console.Progress('prepare', total, 'videos', done=done)
+    given_up = collections.defaultdict(dict)  # task → {example: reason}
+    workers = []
+    try:
+        for _ in range(min(num_workers, len(todo))):
+            workers.append(_Worker(work))
+            workers[-1].give(todo.popleft(), tasks, given_up)
+        while workers:
+            heard = multiprocessing.connection.wait([w.connection for w in workers], timeout=0.5)
+            for worker in list(workers):
+                message = worker.receive() if worker.connection in heard else None
+                if message == ('done',):
+                    done += len(tasks[worker.task].examples)
+                    if todo:
+                        worker.give(todo.popleft(), tasks, given_up)
+                    else:
+                        worker.stop()
+                        workers.remove(worker)
+                elif message and message[0] == 'failed':
+                    raise errors.RunError(f'{tasks[worker.task].path}: {message[1]}')
+                elif reason := worker.lost(video_timeout):
+                    if worker.example is None:
+                        raise errors.RunError(f'a worker process ended before its work ({reason})')
+                    given_up[worker.task][worker.example] = reason
+                    worker.stop()
+                    workers.remove(worker)
+                    workers.append(_Worker(work))
+                    workers[-1].give(worker.task, tasks, given_up)
+            progress.update(done + sum(worker.finished for worker in workers))
+    finally:
+        for worker in workers:
+            worker.stop()
+    progress.update(done)
+    progress.close()
+
+
+class _Worker:
+    """A worker process as its parent sees it."""
+
+    def __init__(self, work):
+        context = multiprocessing.get_context('spawn')  # a fork would share TensorFlow's locks
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_live, args=(theirs,))
+        self._process.daemon = True
+        self._process.start()
+        theirs.close()
+        self.connection.send(work)
+        self._ended = False
+
+    def give(self, number: int, tasks: list[Task], given_up: dict) -> None:
+        self.task, self.example, self.finished = number, None, 0
+        self._heard = None  # the process may take long to start: the clock runs from its first word
+        self.connection.send((tasks[number], given_up[number]))
+
+    def receive(self):
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._ended = True
+            return None
+        self._heard = time.monotonic()
+        if message[0] == 'reading':
+            self.example = self.finished = message[1]
+        return message
+
+    def lost(self, timeout: float) -> str:
+        """Returns why the process will not go on, or ''."""
+        if self._ended:
+            self._process.join()
+            code = self._process.exitcode
+            cause = signal.Signals(-code).name if code < 0 else f'exit code {code}'
+            return f'the decoder crashed ({cause})'
+        if self._heard and time.monotonic() - self._heard > timeout:
+            return f'timed out: no frame for {timeout:g} s'
+        return ''
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _live(connection) -> None:
+    """A worker's life: shards in, one 'done' or 'failed' each out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    with console.quiet():
+        work = connection.recv()  # unpickling imports TensorFlow
+    last = (None, 0.0)
+
+    def reading(place: int) -> None:
+        nonlocal last
+        if place != last[0] or time.monotonic() - last[1] > 1:
+            last = (place, time.monotonic())
+            connection.send(('reading', place))
+
+    while True:
+        try:
+            task, given_up = connection.recv()
+        except EOFError:
+            return
+        try:
+            work(task, given_up, reading)
+        except OSError as error:
+            connection.send(('failed', str(error)))
+        else:
+            connection.send(('done',))

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records → batches: shards are interleaved, records shuffled encoded, only chosen frames decoded."""
+
+import numpy as np
+import tensorflow as tf
+
+from c3d_tf.data import clips
+from c3d_tf.data import preprocess
+from c3d_tf.data import records
+
+SHUFFLE_BYTES = 256 << 20  # encoded records that wait in memory for their turn
+
+
+def read_clips(
+    split: records.Split, record: np.ndarray, start: np.ndarray, *, clip_length: int, stride: int = 1
+) -> tf.data.Dataset:
+    """Returns the chosen clips as they are stored, uint8 [clip_length, H, W, 3], in record order.
+
+    Args:
+      split: the records.
+      record, start: int64 [C] as `clips.choose` returns them.
+      clip_length, stride: see `clips.indices`.
+    """
+    counts = np.bincount(record, minlength=len(split.frames))
+    splits = tf.constant(np.concatenate([[0], np.cumsum(counts)]))
+    starts = tf.constant(start)
+
+    def clip(row):
+        return _decode(row['images'], starts[row['clip']], clip_length, stride)
+
+    return _rows(split, splits).map(clip, tf.data.AUTOTUNE, deterministic=True)
+
+
+def for_training(
+    split: records.Split,
+    spec: preprocess.Preprocessing,
+    *,
+    batch_size: int,
+    epoch: int,
+    skip: int = 0,
+    seed: int = 0,
+    random_crop: bool = True,
+    flip: bool = True,
+) -> tf.data.Dataset:
+    """Returns one epoch of random clips, one a record, in an order of its own.
+
+    Args:
+      split: the records.
+      spec: sizes and mean.
+      batch_size: clips a step over all replicas; the last batch of the epoch may be smaller.
+      epoch: with `seed` decides the order and every random choice.
+      skip: batches at the start of the epoch that an earlier run has used already.
+      seed: see `epoch`.
+      random_crop, flip: see `clips.plan`.
+
+    Returns:
+      batches of (clips float32 [B, T, S, S, 3], labels int32 [B], records int64 [B]).
+    """
+    # A record is its own video here: every record gives one clip an epoch.
+    plan = clips.plan(
+        split.frames, np.arange(len(split.frames)), choice='random', count=1,
+        clip_length=spec.clip_length, stride=spec.stride, frame_size=spec.frame_size,
+        crop_size=spec.crop_size, random_crop=random_crop, flip=flip, seed=seed, epoch=epoch)
+    table = _Table(plan)
+    order = np.random.default_rng([seed, epoch, 1]).permutation(len(split.files))
+    record_bytes = max(split.num_bytes // max(len(split.frames), 1), 1)
+    buffer = int(np.clip(SHUFFLE_BYTES // record_bytes, 16, len(split.frames) + 1))
+    # One clip a record: the record's number is its line in the plan.
+    rows = _parsed(split, order).map(lambda row: {**row, 'clip': row['record']})
+    rows = rows.shuffle(buffer, seed=_small_seed(seed, epoch), reshuffle_each_iteration=False)
+    rows = rows.skip(skip * batch_size)
+
+    def example(row):
+        clip = table.clip(row, spec)
+        labels = row['labels']
+        # Several labels (Sports-1M): one is drawn for each epoch. The paper does not say; our choice.
+        pick = tf.cast(table.draw(row) * tf.cast(tf.size(labels), tf.float32), tf.int32)
+        return clip, tf.cast(labels[tf.minimum(pick, tf.size(labels) - 1)], tf.int32), row['record']
+
+    return rows.map(example, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+
+
+def for_evaluation(
+    split: records.Split,
+    spec: preprocess.Preprocessing,
+    *,
+    batch_size: int,
+    choice: str,
+    count: int,
+    step: int = 0,
+    seed: int = 0,
+) -> tf.data.Dataset:
+    """Returns every chosen clip of every video once, centre-cropped, in record order.
+
+    Args:
+      split: the records.
+      spec: sizes and mean.
+      batch_size: clips a batch; batches are full across videos, the last may be smaller.
+      choice, count, step, seed: see `clips.plan`.
+
+    Returns:
+      batches of (clips float32 [B, T, S, S, 3], records int64 [B]).
+    """
+    plan = clips.plan(
+        split.frames, split.videos, choice=choice, count=count, step=step,
+        clip_length=spec.clip_length, stride=spec.stride, frame_size=spec.frame_size,
+        crop_size=spec.crop_size, seed=seed)
+    table = _Table(plan)
+    rows = _rows(split, tf.constant(plan.splits))
+    chosen = rows.map(lambda row: (table.clip(row, spec), row['record']), tf.data.AUTOTUNE,
+                      deterministic=True)
+    return chosen.batch(batch_size).prefetch(2)
+
+
+def read_labels(split: records.Split) -> tuple[list[str], list[list[int]]]:
+    """Returns (names, labels) of the split's videos in record order; no frame is decoded."""
+    names, labels = [], []
+    first = set(np.flatnonzero(np.diff(split.videos, prepend=-1)))
+    for row in _parsed(split, np.arange(len(split.files))).as_numpy_iterator():
+        if row['record'] in first:
+            names.append(row['name'].decode(errors='surrogateescape'))
+            labels.append(row['labels'].tolist())
+    return names, labels
+
+
+class _Table:
+    """A plan's columns as tensors; `row['clip']` is the line that belongs to a row."""
+
+    def __init__(self, plan: clips.Plan):
+        self._start, self._top, self._left, self._flip, self._draw = map(tf.constant, plan[1:])
+
+    def clip(self, row, spec: preprocess.Preprocessing) -> tf.Tensor:
+        line = row['clip']
+        frames = _decode(row['images'], self._start[line], spec.clip_length, spec.stride)
+        frames = tf.ensure_shape(frames, [spec.clip_length, *spec.frame_size, 3])
+        return preprocess.crop(frames, self._top[line], self._left[line], self._flip[line], spec)
+
+    def draw(self, row) -> tf.Tensor:
+        return self._draw[row['clip']]
+
+
+def _decode(images: tf.Tensor, start: tf.Tensor, clip_length: int, stride: int) -> tf.Tensor:
+    chosen = clips.indices(start, tf.size(images, tf.int64), clip_length=clip_length, stride=stride)
+    return tf.map_fn(records.decode_image, tf.gather(images, chosen), fn_output_signature=tf.uint8)
+
+
+def _parsed(split: records.Split, shard_order: np.ndarray) -> tf.data.Dataset:
+    """Yields parsed records with their number in the split, shards in the given order."""
+    first = np.cumsum(split.shard_records) - split.shard_records
+
+    def shard(file, number):
+        return tf.data.TFRecordDataset(file, buffer_size=1 << 20).enumerate(number)
+
+    shards = tf.data.Dataset.from_tensor_slices(
+        (np.array(split.files)[shard_order], first[shard_order]))
+    # In order where the order counts; a few shards side by side where it is shuffled anyway.
+    shuffled = not np.array_equal(shard_order, np.arange(len(shard_order)))
+    found = shards.interleave(shard, cycle_length=8 if shuffled else 1)
+
+    def parse(number, serialized):
+        example = records.parse(serialized)
+        return {'record': number, 'images': example[records.IMAGE],
+                'labels': example[records.LABEL_INDEX], 'name': example[records.MEDIA_ID]}
+
+    return found.map(parse, tf.data.AUTOTUNE, deterministic=True)
+
+
+def _rows(split: records.Split, splits: tf.Tensor) -> tf.data.Dataset:
+    """Yields a row for every clip in record order: the record, still encoded, and its plan line."""
+
+    def expand(row):
+        lines = tf.range(splits[row['record']], splits[row['record'] + 1])
+        return tf.data.Dataset.from_tensor_slices(lines).map(lambda line: {**row, 'clip': line})
+
+    return _parsed(split, np.arange(len(split.files))).flat_map(expand)
+
+
+def _small_seed(*numbers: int) -> int:
+    return int(np.random.default_rng(numbers).integers(2**31))

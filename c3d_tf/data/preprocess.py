@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From chosen uint8 frames to what the network sees: crop, mean, flip; one description for all verbs."""
+
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from c3d_tf.common import errors
+from c3d_tf.data import records
+from c3d_tf.data import resize
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """What a network was trained on, so what it must be given.
+
+    Attributes:
+      frame_size: (height, width) every frame is resized to, aspect not kept; 128x171 in the paper.
+      crop_size: side of the square cut from it; 112 in the paper.
+      clip_length: frames of a clip; 16 in the paper.
+      stride: frames of the video from one frame of a clip to the next.
+      mean: float32, subtracted before the crop is mirrored: [clip_length, H, W, 3] (the paper's mean
+        volume, cropped where the clip is), [3], or [] (one number). RGB.
+    """
+
+    frame_size: tuple[int, int]
+    crop_size: int
+    clip_length: int
+    stride: int
+    mean: np.ndarray
+
+    def __post_init__(self):
+        if min(self.frame_size) < self.crop_size:
+            raise errors.UsageError(f'crop {self.crop_size}x{self.crop_size} is larger than the '
+                                    f'frames of {self.frame_size[0]}x{self.frame_size[1]}')
+        volume = (self.clip_length, *self.frame_size, 3)
+        if self.mean.shape not in ((), (3,), volume):
+            raise errors.UsageError(f'mean of shape {self.mean.shape}: expected {volume}, (3,) or ()')
+
+    def to_json(self) -> dict:
+        """Returns all but the mean volume, which is an array file of its own."""
+        values = dataclasses.asdict(self)
+        del values['mean']
+        return {**values, 'frame_size': list(self.frame_size), 'channel_order': 'rgb',
+                'resize': 'bilinear as cv2.INTER_LINEAR, aspect not kept', 'short_clips': 'loop'}
+
+    @classmethod
+    def from_json(cls, values: dict, mean: np.ndarray) -> 'Preprocessing':
+        return cls(tuple(values['frame_size']), values['crop_size'], values['clip_length'],
+                   values['stride'], mean)
+
+    def differences(self, other: 'Preprocessing') -> dict[str, tuple]:
+        """Returns {name: (mine, theirs)} of what is not the same."""
+        mine, theirs = self.to_json(), other.to_json()
+        found = {k: (mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]}
+        if self.mean.shape != other.mean.shape or not np.array_equal(self.mean, other.mean):
+            found['mean'] = (_describe_mean(self.mean), _describe_mean(other.mean))
+        return found
+
+    def centre(self) -> tuple[int, int]:
+        """Returns the test crop's (top, left), rounded down as the original's: (8, 29)."""
+        return ((self.frame_size[0] - self.crop_size) // 2, (self.frame_size[1] - self.crop_size) // 2)
+
+
+def load_mean(name: str, index: records.Index, clip_length: int) -> np.ndarray:
+    """Returns the mean that `--mean=name` stands for, RGB float32.
+
+    Args:
+      name: 'volume' (mean.npy of the records), 'channel' (its three channel means), 'none', a number,
+        or an .npy file of shape [clip_length, H, W, 3] or [3].
+      index: the records that the network is trained on.
+      clip_length: frames that the volume must have.
+    """
+    if name == 'volume':
+        mean = index.mean()
+        if mean.shape[0] != clip_length:
+            raise errors.UsageError(f'{os.path.join(index.directory, records.MEAN)} has '
+                                    f'{mean.shape[0]} frames, --clip_length={clip_length}; '
+                                    'prepare with that length, or take --mean=channel')
+        return mean
+    if name == 'channel':
+        return np.array(index.channel_means, np.float32)
+    if name == 'none':
+        return np.zeros((), np.float32)
+    if os.path.exists(name):
+        try:
+            return np.load(name, allow_pickle=False).astype(np.float32)
+        except ValueError as error:
+            raise errors.UsageError(f'--mean={name}: not an .npy array ({error})') from error
+    try:
+        return np.array(float(name), np.float32)
+    except ValueError as error:
+        raise errors.UsageError(f'--mean={name}: expected volume, channel, none, a number or an '
+                                'existing .npy file') from error
+
+
+def _describe_mean(mean: np.ndarray) -> str:
+    return f'shape {mean.shape}, average {mean.mean():.3f}'
+
+
+def crop(clip: tf.Tensor, top, left, flip, spec: Preprocessing) -> tf.Tensor:
+    """Crops, subtracts the mean at the crop's own place, then mirrors.
+
+    Args:
+      clip: uint8 [T, H, W, 3] of the spec's frame size.
+      top, left: the crop's offset.
+      flip: bool; True mirrors left and right, after the mean is gone, as the original did.
+      spec: sizes and mean.
+
+    Returns:
+      float32 [T, crop_size, crop_size, 3], about -128 … 128.
+    """
+    size = spec.crop_size
+    clip = tf.cast(clip[:, top:top + size, left:left + size], tf.float32)
+    mean = tf.constant(spec.mean)
+    if spec.mean.ndim == 4:
+        mean = mean[:, top:top + size, left:left + size]
+    clip = tf.ensure_shape(clip - mean, [spec.clip_length, size, size, 3])
+    return tf.cond(flip, lambda: tf.reverse(clip, axis=[2]), lambda: clip)
+
+
+def for_inference(clips: tf.Tensor, spec: Preprocessing) -> tf.Tensor:
+    """Resizes, crops the centre and subtracts the mean.
+
+    Args:
+      clips: uint8 [N, T, H, W, 3], RGB, any H and W; T is the spec's clip length.
+      spec: sizes and mean.
+
+    Returns:
+      float32 [N, T, crop_size, crop_size, 3].
+    """
+    top, left = spec.centre()
+    size = spec.crop_size
+    clips = resize.bilinear(clips, spec.frame_size)
+    clips = tf.cast(clips[:, :, top:top + size, left:left + size], tf.float32)
+    mean = spec.mean[:, top:top + size, left:left + size] if spec.mean.ndim == 4 else spec.mean
+    return tf.ensure_shape(clips - mean, [None, spec.clip_length, size, size, 3])
