@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records + weights → clip and video hit@k, mean class accuracy, the confusion matrix and its picture."""
+"""Records + weights → clip and video hit@k, mean class accuracy, per class, the confusion picture, scores.
+
+The scores of an evaluation are a file of their own, so that nets are fused and scores read again
+without any network.
+"""
 
 import os
 import time
@@ -12,13 +16,14 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
-from c3d_tf.data import clips
+from c3d_tf.common import metrics
 from c3d_tf.data import pipeline
 from c3d_tf.data import records
 from c3d_tf.figures import plots
 from c3d_tf.weights import artefact
 
 RESULT = 'evaluate.json'
+SCORES = 'scores.npz'
 CONFUSION = 'confusion.png'
 
 
@@ -31,22 +36,24 @@ def evaluate(
     num_clips: int = 10,
     clip_choice: str = 'random',
     step: int = 0,
+    crops: str = 'centre',
     batch_size: int = 16,
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict:
     """Scores every video of a split exactly once.
 
-    A clip's score is the softmax of its centre crop; a video's is the mean over its clips (section 4
-    of the paper: 10 random clips).
+    A clip's score is the softmax of each of its crops; a video's is the mean over all of them (section 4
+    of the paper: 10 random clips, centre crop).
 
     Args:
       records_dir: what prepare wrote.
       weights: an artefact.
-      workdir: gets evaluate.json and confusion.png.
+      workdir: gets evaluate.json, scores.npz and confusion.png.
       split: a split of the records.
       num_clips, clip_choice, step, seed: see `clips.choose`.
-      batch_size: clips a batch.
+      crops: 'centre', 'three' or 'ten'; see `clips.plan`.
+      batch_size: crops a batch.
       overwrite: does again what is done already.
 
     Returns:
@@ -60,42 +67,59 @@ def evaluate(
     net = artefact.load(weights)
     spec = net.preprocessing
     check_fit(net, index)
+    every = clip_choice == 'all'
     protocol = {
-        'split': split, 'videos': part.num_videos, 'clips': num_clips, 'clip_choice': clip_choice,
-        'step': (step or spec.clip_length) if clip_choice == 'all' else None, 'crops': 'centre',
-        'score': 'mean softmax over clips', 'seed': seed, 'weights_sha256': net.sha256,
-        'dataset': index.data['dataset'], 'list_hash': index.data['settings']['list_hash'],
-        'preprocessing': spec.to_json(),
+        'dataset': index.data['dataset'], 'split': split, 'videos': part.num_videos,
+        'clips': 'all' if every else num_clips, 'clip_choice': clip_choice,
+        'step': (step or spec.clip_length) if every else None, 'crops': crops,
+        'score': 'mean softmax over clips and crops', 'seed': seed, 'weights_sha256': net.sha256,
+        'list_hash': index.data['settings']['list_hash'], 'preprocessing': spec.to_json(),
     }
-    if clip_choice == 'all':
-        protocol['clips'] = 'all'
-    path = os.path.join(workdir, RESULT)
-    before = files.read_json(path)
-    if before is not None and before['protocol'] == protocol and not overwrite:
-        console.say(f'evaluate: {path} is up to date')
-        _say(before)
-        return before
+    done = _existing(workdir, protocol, overwrite)
+    if done is not None:
+        return done
 
     names, labels = pipeline.read_labels(part)
-    labels = _one_hot(labels, len(index.class_names))
     batches = pipeline.for_evaluation(part, spec, batch_size=batch_size, choice=clip_choice,
-                                      count=num_clips, step=step, seed=seed)
+                                      count=num_clips, step=step, crops=crops, seed=seed)
     started = time.time()
     scores, videos = _scores(net.model, batches, part)
-    result = {
-        **metrics(scores, videos, labels),
-        'protocol': protocol,
-        'class_names': list(index.class_names),
-        'seconds': round(time.time() - started, 1),
-        'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__, 'keras': keras.__version__},
-    }
-    with files.replacing(os.path.join(workdir, CONFUSION)) as temporary:
-        plots.confusion(np.array(result['confusion']), index.class_names, temporary,
-                        title=f'{protocol["dataset"]} {split}: video hit@1 {result["video_hit@1"]:.3f}')
-    files.write_json(path, result)
-    _say(result)
-    console.say(f'evaluate: wrote {path} and {CONFUSION}')
-    return result
+    if crops != 'centre':  # a clip is counted once: with the mean of its crops
+        views = {'three': 3, 'ten': 10}[crops]
+        scores, videos = scores.reshape(-1, views, scores.shape[1]).mean(axis=1), videos[::views]
+    arrays = {'scores': scores, 'videos': videos, 'labels': _one_hot(labels, len(index.class_names)),
+              'names': np.array(names), 'class_names': np.array(index.class_names)}
+    return _report(arrays, workdir, protocol, seconds=round(time.time() - started, 1))
+
+
+def fuse(score_files: list[str], workdir: str, *, overwrite: bool = False) -> dict:
+    """Evaluates scores that are there already: of one net again, or of several nets averaged by video.
+
+    Args:
+      score_files: scores.npz of evaluations of the same videos.
+      workdir: gets evaluate.json, scores.npz and confusion.png.
+      overwrite: does again what is done already.
+
+    Raises:
+      errors.UsageError: a file is missing, or is of other videos or classes.
+    """
+    loaded = [_read_scores(path) for path in score_files]
+    first = loaded[0]
+    for path, other in zip(score_files, loaded):
+        for key in ('names', 'class_names', 'labels'):
+            if not np.array_equal(first[key], other[key]):
+                raise errors.UsageError(f'--scores: {path} is of other {key} than {score_files[0]}')
+    protocol = {'fused': [{'scores': path, 'sha256': files.sha256(path)} for path in score_files],
+                'dataset': '+'.join(score_files), 'split': '', 'clips': 'all', 'clip_choice': 'given',
+                'crops': 'given', 'score': 'mean over nets of the mean softmax over clips'}
+    done = _existing(workdir, protocol, overwrite)
+    if done is not None:
+        return done
+    if len(loaded) == 1:
+        return _report(first, workdir, protocol)
+    videos = len(first['names'])
+    mean = np.mean([metrics.video_scores(one['scores'], one['videos'], videos) for one in loaded], axis=0)
+    return _report({**first, 'scores': mean, 'videos': np.arange(videos)}, workdir, protocol)
 
 
 def check_fit(net: artefact.Artefact, index: records.Index) -> None:
@@ -114,6 +138,17 @@ def _some(names) -> str:
     return ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
 
 
+def _existing(workdir: str, protocol: dict, overwrite: bool) -> dict | None:
+    """Returns a result of the same protocol that is there already."""
+    path = os.path.join(workdir, RESULT)
+    before = files.read_json(path)
+    if before is None or before['protocol'] != protocol or overwrite:
+        return None
+    console.say(f'evaluate: {path} is up to date')
+    _say(before)
+    return before
+
+
 def _one_hot(labels: list[list[int]], classes: int) -> np.ndarray:
     table = np.zeros((len(labels), classes), bool)
     for row, own in zip(table, labels, strict=True):
@@ -122,55 +157,58 @@ def _one_hot(labels: list[list[int]], classes: int) -> np.ndarray:
 
 
 def _scores(model, batches, part: records.Split) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (softmax float32 [C, K], video int64 [C]) of every clip."""
+    """Returns (softmax float32 [C, K], video int64 [C]) of every crop of every clip."""
     forward = tf.function(lambda x: tf.nn.softmax(model(x, training=False)), reduce_retracing=True)
-    scores, videos, seen = [], [], 0
+    scores, videos = [], []
     progress = console.Progress('evaluate', part.num_videos, 'videos')
     for batch, record in batches:
         scores.append(forward(batch).numpy())
         videos.append(part.videos[record.numpy()])
-        seen = int(videos[-1][-1])
-        progress.update(seen)
+        progress.update(int(videos[-1][-1]))
     progress.update(part.num_videos)
     progress.close()
     return np.concatenate(scores), np.concatenate(videos)
 
 
-def metrics(scores: np.ndarray, videos: np.ndarray, labels: np.ndarray) -> dict:
-    """Counts hits and divides once.
+def _read_scores(path: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in ('scores', 'videos', 'labels', 'names', 'class_names')}
+    except FileNotFoundError as error:
+        raise errors.UsageError(f'--scores={path}: no such file') from error
+    except (ValueError, KeyError, OSError) as error:
+        raise errors.UsageError(f'--scores={path}: not the scores of an evaluation ({error})') from error
 
-    Args:
-      scores: float [C, K], one row a clip.
-      videos: int [C], the clip's video.
-      labels: bool [V, K]; a video with several labels is hit if any is among the top k (our choice).
 
-    Returns:
-      clip_hit@1, clip_hit@5, video_hit@1, video_hit@5, mean_class_accuracy, videos, clips, and
-      confusion: [K][K], true class by predicted class, each video at its first label.
-    """
-    count = np.bincount(videos, minlength=len(labels))
-    if not count.all():
-        raise errors.RunError(f'{int((count == 0).sum())} videos of {len(labels)} gave no clip')
-    video_scores = np.zeros((len(labels), scores.shape[1]))
-    np.add.at(video_scores, videos, scores)
-    video_scores /= count[:, None]
-    truth = labels.argmax(axis=1)
-    predicted = video_scores.argmax(axis=1)
-    confusion = np.zeros((labels.shape[1],) * 2, int)
-    np.add.at(confusion, (truth, predicted), 1)
-    present = confusion.sum(axis=1) > 0
-    recall = np.diag(confusion)[present] / confusion.sum(axis=1)[present]
-    return {
-        'clip_hit@1': _hits(scores, labels[videos], 1), 'clip_hit@5': _hits(scores, labels[videos], 5),
-        'video_hit@1': _hits(video_scores, labels, 1), 'video_hit@5': _hits(video_scores, labels, 5),
-        'mean_class_accuracy': float(recall.mean()),
-        'videos': len(labels), 'clips': len(scores), 'confusion': confusion.tolist(),
+def _report(arrays: dict[str, np.ndarray], workdir: str, protocol: dict, **more) -> dict:
+    """Writes scores, picture and numbers; says the numbers."""
+    class_names = [str(name) for name in arrays['class_names']]
+    result = metrics.summary(arrays['scores'], arrays['videos'], arrays['labels'])
+    table = np.array(result['confusion'])
+    result |= {
+        'per_class': [{'class': name, 'videos': int(row.sum()), 'right': int(row[i]),
+                       'mostly_taken_for': _mistake(row, i, class_names)}
+                      for i, (name, row) in enumerate(zip(class_names, table))],
+        'protocol': protocol, 'class_names': class_names, **more,
+        'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__, 'keras': keras.__version__},
     }
+    with files.replacing(os.path.join(workdir, SCORES)) as temporary:
+        with open(temporary, 'wb') as file:
+            np.savez_compressed(file, **arrays)
+    with files.replacing(os.path.join(workdir, CONFUSION)) as temporary:
+        plots.confusion(table, class_names, temporary,
+                        title=f'{protocol["dataset"]} {protocol["split"]}: video hit@1 '
+                              f'{result["video_hit@1"]:.3f}')
+    files.write_json(os.path.join(workdir, RESULT), result)
+    _say(result)
+    console.say(f'evaluate: wrote {os.path.join(workdir, RESULT)}, {SCORES} and {CONFUSION}')
+    return result
 
 
-def _hits(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    best = np.argsort(-scores, axis=1, kind='stable')[:, :k]
-    return float(np.take_along_axis(labels, best, axis=1).any(axis=1).mean())
+def _mistake(row: np.ndarray, own: int, class_names: list[str]) -> str:
+    others = row.copy()
+    others[own] = 0
+    return class_names[int(others.argmax())] if others.any() else ''
 
 
 def _say(result: dict) -> None:
@@ -179,5 +217,11 @@ def _say(result: dict) -> None:
                 f'clip hit@1 {result["clip_hit@1"]:.3f} · hit@5 {result["clip_hit@5"]:.3f} · '
                 f'mean class accuracy {result["mean_class_accuracy"]:.3f}')
     console.say(f'  {protocol["dataset"]} {protocol["split"]}: {result["videos"]} videos, '
-                f'{result["clips"]} clips ({protocol["clips"]} {protocol["clip_choice"]} a video x '
-                '1 centre crop)')
+                f'{result["clips"]} clips ({protocol["clips"]} {protocol["clip_choice"]} a video, crops: '
+                f'{protocol["crops"]})')
+    worst = sorted((row for row in result['per_class'] if row['videos']),
+                   key=lambda row: row['right'] / row['videos'])[:12]
+    width = max(len(row['class']) for row in worst)
+    for row in worst:
+        taken = f'  mostly taken for {row["mostly_taken_for"]}' if row['mostly_taken_for'] else ''
+        console.say(f'    {row["class"]:{width}}  {row["right"]:4d} of {row["videos"]:4d}{taken}')

@@ -108,12 +108,23 @@ class Flags:
         add('train', string, 'mean', 'volume', 'volume (the paper), channel, none, a number, or an .npy')
         add('train', boolean, 'flip', True, 'mirror half of the clips')
         add('train', boolean, 'random_crop', True, 'crop anywhere instead of the centre')
+        add('train', enum, 'short', 'loop', 'a video shorter than a clip: start over, hold its last frame, '
+            'or leave it out', enum_values=['loop', 'repeat_last', 'drop'])
+        add('train', integer, 'max_stride', 0, 'draw the stride of each clip up to this; 0: always --stride',
+            lower_bound=0)
+        add('train', real, 'min_scale', 1.0, 'crop squares from this share of the frame to all of it, '
+            'resized; 1: crop --crop_size as it is', lower_bound=0.05, upper_bound=1.0)
+        add('train', real, 'colour', 0.0, 'change brightness, contrast and saturation by up to this share',
+            lower_bound=0.0, upper_bound=0.9)
+        add('train', real, 'mixup', 0.0, 'alpha of MixUp; 0: none', lower_bound=0.0)
         add('train', integer, 'epochs', 16, 'passes over the training split', lower_bound=1)
         add('train', integer, 'steps', 0, 'updates in all; 0: --epochs decides', lower_bound=0)
         add('train', integer, 'batch_size', 30, 'clips an update over all devices', lower_bound=1)
         add('train', enum, 'optimizer', 'sgd', 'sgd (as Caffe means it) or adam',
             enum_values=['sgd', 'adam'])
         add('train', real, 'learning_rate', 0.003, 'the first rate', lower_bound=0.0)
+        add('train', integer, 'base_batch_size', 0, 'scale the rate by batch_size over this; 0: take it as '
+            'it is', lower_bound=0)
         add('train', enum, 'schedule', 'constant', 'constant, step or cosine',
             enum_values=['constant', 'step', 'cosine'])
         add('train', integer, 'decay_steps', 0, 'for step: updates between two decays', lower_bound=0)
@@ -122,8 +133,20 @@ class Flags:
         add('train', real, 'momentum', 0.9, 'of sgd', lower_bound=0.0, upper_bound=1.0)
         add('train', real, 'weight_decay', 0.0005, 'on kernels', lower_bound=0.0)
         add('train', real, 'bias_rate', 2.0, 'factor on the rate of biases, for sgd', lower_bound=0.0)
+        add('train', real, 'clip_norm', 0.0, 'largest norm of the gradient; 0: any', lower_bound=0.0)
+        add('train', integer, 'accumulate', 1, 'compute a batch in this many parts, to save memory',
+            lower_bound=1)
+        add('train', real, 'label_smoothing', 0.0, 'share of the target spread over all classes',
+            lower_bound=0.0, upper_bound=0.99)
+        add('train', enum, 'class_weights', 'none', 'none, or balanced: each class counts the same',
+            enum_values=['none', 'balanced'])
+        add('train', real, 'ema', 0.0, 'momentum of the moving averages that become the weights; 0: none',
+            lower_bound=0.0, upper_bound=0.99999)
+        add('train', integer, 'patience', 0, 'end after this many epochs without a better validation; '
+            '0: never', lower_bound=0)
         add('train', string, 'init_from', '', 'artefact whose weights are the start')
         add('train', listed, 'reinit', [], 'layers that start at random all the same')
+        add('train', listed, 'freeze', [], 'layers that do not learn')
         add('train', enum, 'strategy', 'default', 'default (one device) or mirrored (all of them)',
             enum_values=['default', 'mirrored'])
         add('train', integer, 'checkpoint_every', 1000, 'steps between two checkpoints', lower_bound=1)
@@ -136,6 +159,10 @@ class Flags:
             'frames)', enum_values=['random', 'uniform', 'all'])
         add('evaluate predict', integer, 'step', 0, "frames between clips' starts; 0: a clip's length",
             lower_bound=0)
+        add('evaluate', enum, 'crops', 'centre', 'centre (the paper), three along the longer side, or ten '
+            '(corners and centre, each also mirrored)', enum_values=['centre', 'three', 'ten'])
+        add('evaluate', listed, 'scores', [], 'scores.npz of other evaluations: read again, or several '
+            'averaged, instead of running a network')
         add('evaluate', integer, 'eval_batch_size', 16, 'clips a batch', lower_bound=1)
 
         add('predict', string, 'input', '', 'a video file')

@@ -40,8 +40,8 @@ def _train(f) -> str:
     _start_tensorflow()
     from c3d_tf import train
 
-    recipe = train.Recipe(**{name: f[name].value for name in train.Recipe.__dataclass_fields__
-                             if name != 'reinit'}, reinit=tuple(f.reinit))
+    values = {name: f[name].value for name in train.Recipe.__dataclass_fields__}
+    recipe = train.Recipe(**{**values, 'reinit': tuple(f.reinit), 'freeze': tuple(f.freeze)})
     train.fit(f.records, f.workdir, recipe, checkpoint_every=f.checkpoint_every,
               log_every=f.log_every, overwrite=f.overwrite)
     return f.workdir
@@ -52,9 +52,12 @@ def _evaluate(f) -> str:
     _start_tensorflow()
     from c3d_tf import evaluate
 
+    if f.scores:
+        evaluate.fuse(f.scores, f.workdir, overwrite=f.overwrite)
+        return f.workdir
     evaluate.evaluate(
         f.records, _weights(f), f.workdir, split=f.split, num_clips=f.clips,
-        clip_choice=f.clip_choice, step=f.step, batch_size=f.eval_batch_size, seed=f.seed,
+        clip_choice=f.clip_choice, step=f.step, crops=f.crops, batch_size=f.eval_batch_size, seed=f.seed,
         overwrite=f.overwrite)
     return f.workdir
 

@@ -8,10 +8,12 @@ position, so a run that was killed goes on from its last checkpoint to the same 
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from c3d_tf import __version__
@@ -23,65 +25,12 @@ from c3d_tf.data import preprocess
 from c3d_tf.data import records
 from c3d_tf.training import curve as curves
 from c3d_tf.training import trainer as trainers
+from c3d_tf.training.recipe import Recipe
 from c3d_tf.weights import artefact
 
 RESULT = 'train.json'
 MODEL = 'model.keras'
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What decides the weights, besides the records.
-
-    Attributes:
-      model, width, batch_norm, initializer, head, dropout, precision: see `models.build`.
-      clip_length, crop_size, stride: see `preprocess.Preprocessing`.
-      mean: see `preprocess.load_mean`.
-      flip, random_crop: see `clips.plan`.
-      epochs: passes over the training split; ignored where `steps` is set.
-      steps: updates in all; 0 means `epochs`.
-      batch_size: clips an update over all replicas.
-      optimizer: 'sgd', Caffe's with momentum, or 'adam'.
-      learning_rate: the first rate; it is not scaled to the batch.
-      schedule, decay_steps, decay_rate, warmup_steps: see `schedules.make`.
-      momentum: of 'sgd'.
-      weight_decay: on kernels only: part of the gradient for 'sgd', as in Caffe; decoupled for 'adam'.
-      bias_rate: factor on the learning rate of biases for 'sgd'; 2 in the original.
-      init_from: an artefact whose weights are the start; '' starts at random.
-      reinit: layers that start at random all the same.
-      strategy: 'default' or 'mirrored'.
-      seed: of the weights, the order, crops, flips and dropout.
-    """
-
-    model: str = 'c3d'
-    width: float = 1.0
-    batch_norm: bool = False
-    initializer: str = 'caffe'
-    head: str = 'fc'
-    dropout: float = 0.5
-    precision: str = 'float32'
-    clip_length: int = 16
-    crop_size: int = 112
-    stride: int = 1
-    mean: str = 'volume'
-    flip: bool = True
-    random_crop: bool = True
-    epochs: int = 16
-    steps: int = 0
-    batch_size: int = 30
-    optimizer: str = 'sgd'
-    learning_rate: float = 0.003
-    schedule: str = 'constant'
-    decay_steps: int = 0
-    decay_rate: float = 0.1
-    warmup_steps: int = 0
-    momentum: float = 0.9
-    weight_decay: float = 0.0005
-    bias_rate: float = 2.0
-    init_from: str = ''
-    reinit: tuple[str, ...] = ()
-    strategy: str = 'default'
-    seed: int = 0
+BEST = 'best.keras'
 
 
 def fit(
@@ -94,6 +43,9 @@ def fit(
     overwrite: bool = False,
 ) -> dict:
     """Trains on the records' train split; the same call continues a stopped run.
+
+    Where the records have a val split, it is scored after each epoch (one clip a video, from the
+    middle), and the best weights are the result; else the last ones are.
 
     Args:
       records_dir: what prepare wrote.
@@ -113,22 +65,28 @@ def fit(
     """
     index = records.read_index(records_dir)
     split = index.split('train')
-    spec = preprocess.Preprocessing(index.frame_size, recipe.crop_size, recipe.clip_length,
-                                    recipe.stride, preprocess.load_mean(recipe.mean, index,
-                                                                        recipe.clip_length))
+    spec = preprocess.Preprocessing(
+        index.frame_size, recipe.crop_size, recipe.clip_length, recipe.stride,
+        preprocess.load_mean(recipe.mean, index, recipe.clip_length), recipe.short)
     settings = _settings(recipe, index)
     finished = _existing(workdir, settings, overwrite)
     if finished is not None:
         console.say(f'train: {os.path.join(workdir, MODEL)} is trained already')
         return finished
 
-    steps_per_epoch = math.ceil(len(split.frames) / recipe.batch_size)
+    clips = pipeline.num_training_clips(split, spec)
+    if not clips:
+        raise errors.UsageError(f'--short=drop leaves no training clip: no video in {records_dir} has '
+                                f'the {recipe.clip_length} frames of one')
+    steps_per_epoch = math.ceil(clips / recipe.batch_size)
     total = recipe.steps or recipe.epochs * steps_per_epoch
     strategy = _strategy(recipe.strategy)
     try:
-        trainer = trainers.Trainer(recipe, len(index.class_names), total, strategy)
+        trainer = trainers.Trainer(recipe, len(index.class_names), total, strategy,
+                                   _class_weights(recipe, index))
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
+    validation = _validation(index, spec, recipe)
     manager = tf.train.CheckpointManager(trainer.checkpoint, os.path.join(workdir, 'checkpoints'), 2)
     if manager.latest_checkpoint:
         trainer.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
@@ -136,47 +94,116 @@ def fit(
     elif recipe.init_from:
         _initialise(trainer.model, recipe)
     files.write_json(os.path.join(workdir, RESULT), {'status': 'running', 'settings': settings})
-    console.say(f'train: {recipe.model} with {trainer.model.count_params():,} parameters on '
-                f'{len(split.frames)} records, {len(index.class_names)} classes; {total} steps of '
-                f'{recipe.batch_size} clips, {strategy.num_replicas_in_sync} device(s)')
+    _announce(recipe, trainer, clips, len(index.class_names), total, strategy)
 
+    def save(name, weights):
+        provenance = {'trained_by': f'c3d_tf {__version__}', 'weights': weights, 'settings': settings}
+        trainer.final_weights()
+        artefact.save(os.path.join(workdir, name),
+                      artefact.Artefact(trainer.model, spec, index.class_names, provenance))
+        trainer.final_weights()
+
+    kind = 'moving averages' if recipe.ema else 'weights'
     started = time.time()
     step = int(trainer.step)
     curve = curves.Curve(workdir, step, total, trainer.rate, log_every)
     with _StopSignal() as stop:
-        while step < total:
+        while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):
             epoch, used = divmod(step, steps_per_epoch)
-            batches = pipeline.for_training(
-                split, spec, batch_size=recipe.batch_size, epoch=epoch, skip=used, seed=recipe.seed,
-                random_crop=recipe.random_crop, flip=recipe.flip)
-            for clips, labels, _ in curve.timed(batches):
-                sums = trainer.train_step(step, clips, labels)
+            batches = pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=epoch,
+                                            skip=used, seed=recipe.seed, **recipe.choices())
+            for batch in curve.timed(batches):
+                sums = trainer.train_step(step, *batch[:2])
                 step += 1
-                curve.add(step, *sums)
-                if step % checkpoint_every == 0 or step == total or stop.came:
-                    curve.check()
-                    manager.save(checkpoint_number=step)
+                try:
+                    curve.add(step, *sums, batch[2])
+                    if validation and (step % steps_per_epoch == 0 or step == total):
+                        score = trainer.validate(validation)
+                        curve.draw(step, val_accuracy=score)
+                        if score > float(trainer.best_score):
+                            trainer.best_score.assign(score)
+                            trainer.best_step.assign(step)
+                            save(BEST, f'{kind} at step {step}, best of the validations')
+                    if step % checkpoint_every == 0 or step == total or stop.came:
+                        curve.check()
+                        manager.save(checkpoint_number=step)
+                except curves.BadLoss as bad:
+                    raise _bad_loss(bad, split, manager.latest_checkpoint) from None
                 if stop.came:
                     raise errors.Interrupted(f'stopped at step {step} of {total} and saved; '
                                              'the same command goes on from there')
                 if step == total:
                     break
-    result = {'status': 'done', 'steps': total, 'seconds': round(time.time() - started, 1),
-              **curve.close(total), 'settings': settings,
+    path = os.path.join(workdir, MODEL)
+    if validation:
+        with files.replacing(path) as temporary:
+            shutil.copyfile(os.path.join(workdir, BEST), temporary)
+    else:
+        save(MODEL, f'{kind} at step {step}, the last')
+    result = {'status': 'done', 'steps': step, 'seconds': round(time.time() - started, 1),
+              **curve.close(step), 'settings': settings,
               'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__,
                            'keras': keras.__version__}}
-    provenance = {'trained_by': f'c3d_tf {__version__}', 'weights': 'last', 'steps': total,
-                  'settings': settings}
-    path = os.path.join(workdir, MODEL)
-    artefact.save(path, artefact.Artefact(trainer.model, spec, index.class_names, provenance))
+    if validation:
+        result |= {'best_val_accuracy': round(float(trainer.best_score), 6),
+                   'best_step': int(trainer.best_step)}
     files.write_json(os.path.join(workdir, RESULT), result)
     console.say(f'train: wrote {path}')
     return result
 
 
+def _announce(recipe, trainer, clips, classes, total, strategy) -> None:
+    console.say(f'train: {recipe.model} with {trainer.model.count_params():,} parameters; {clips} clips an '
+                f'epoch, {classes} classes; {total} steps of {recipe.batch_size} clips on '
+                f'{strategy.num_replicas_in_sync} device(s)')
+    if recipe.base_batch_size:
+        console.say(f'train: the rate is scaled to the batch: {recipe.learning_rate:g} x '
+                    f'{recipe.batch_size}/{recipe.base_batch_size} = {recipe.rate():g}')
+    else:
+        console.say(f'train: the rate {recipe.rate():g} is not scaled to the batch of {recipe.batch_size} '
+                    '(--base_batch_size says which batch it was chosen for)')
+
+
+def _class_weights(recipe: Recipe, index: records.Index) -> np.ndarray | None:
+    if recipe.class_weights == 'none':
+        return None
+    counts = np.array(index.data['splits']['train']['videos_per_class'])
+    # Mean 1 over the videos: sum(counts · weights) = sum(counts). A class without videos counts 0.
+    return np.where(counts, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0)
+
+
+def _validation(index: records.Index, spec: preprocess.Preprocessing, recipe: Recipe):
+    """Returns (clips, labels) batches of the val split, or None where there is none."""
+    if not index.data['splits'].get('val', {}).get('videos'):
+        return None
+    part = index.split('val')
+    _, labels = pipeline.read_labels(part)
+    labels = tf.constant([own[0] for own in labels])
+    videos = tf.constant(part.videos)
+    batches = pipeline.for_evaluation(part, spec, batch_size=recipe.batch_size, choice='uniform', count=1)
+    return batches.map(lambda clips, record: (clips, tf.gather(labels, tf.gather(videos, record))))
+
+
+def _out_of_patience(recipe: Recipe, trainer: trainers.Trainer, steps_per_epoch: int) -> bool:
+    waited = (int(trainer.step) - int(trainer.best_step)) // steps_per_epoch
+    if recipe.patience and int(trainer.best_step) and waited >= recipe.patience:
+        console.say(f'train: no better validation for {waited} epochs')
+        return True
+    return False
+
+
+def _bad_loss(bad: curves.BadLoss, split: records.Split, checkpoint: str | None) -> errors.RunError:
+    names, _ = pipeline.read_labels(split)
+    videos = [names[split.videos[record]] for record in bad.records]
+    return errors.RunError(
+        'the loss is not a number; the first such batch: ' + ', '.join(videos) + '.\nLower '
+        '--learning_rate or set --clip_norm; the last good state is '
+        + (checkpoint or 'the start') + '.')
+
+
 def _settings(recipe: Recipe, index: records.Index) -> dict:
     recipe_values = dataclasses.asdict(recipe)
-    return {**recipe_values, 'reinit': list(recipe.reinit),
+    return {**recipe_values, 'reinit': list(recipe.reinit), 'freeze': list(recipe.freeze),
             'records': {key: index.data['settings'][key] for key in ('dataset', 'list_hash', 'seed')}}
 
 
@@ -184,7 +211,7 @@ def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     """Returns the result of a finished run; clears the way on `overwrite`."""
     result = files.read_json(os.path.join(workdir, RESULT))
     if overwrite and result is not None:
-        tf.io.gfile.rmtree(os.path.join(workdir, 'checkpoints'))
+        shutil.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
         return None
     if result is None or result['settings'] == settings:
         done = result and result['status'] == 'done' and os.path.exists(os.path.join(workdir, MODEL))

@@ -66,14 +66,59 @@ def test_the_test_crop_is_the_originals():
 
 
 def test_random_crops_reach_the_last_offset():
-    plan = _plan(random_crop=True, flip=True)
+    plan = _plan(crops='random', flip=True)
     assert (plan.top.min(), plan.top.max()) == (0, 16)
     assert (plan.left.min(), plan.left.max()) == (0, 59)
     assert 0.45 < plan.flip.mean() < 0.55
 
 
 def test_a_plan_is_a_function_of_seed_and_epoch():
-    first, again = _plan(random_crop=True, epoch=3), _plan(random_crop=True, epoch=3)
-    other = _plan(random_crop=True, epoch=4)
+    first, again = _plan(crops='random', epoch=3), _plan(crops='random', epoch=3)
+    other = _plan(crops='random', epoch=4)
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
     assert (first.start != other.start).mean() > 0.9
+
+
+def test_short_videos_loop_hold_their_last_frame_or_are_dropped():
+    assert clips.indices(0, 3, clip_length=5, stride=1, short='loop').tolist() == [0, 1, 2, 0, 1]
+    assert clips.indices(0, 3, clip_length=5, stride=1, short='repeat_last').tolist() == [0, 1, 2, 2, 2]
+    for choice in clips.CHOICES:
+        chosen = _choose([7, 16, 15], [0, 1, 2], choice=choice, count=1, short='drop')
+        assert chosen == [(1, 0)], choice
+
+
+def test_strides_are_drawn_as_far_as_the_video_is_long_enough():
+    frames = np.array([16] * 500 + [46] * 500 + [200] * 500)
+    plan = clips.plan(frames, np.arange(1500), choice='random', clip_length=16, max_stride=4,
+                      frame_size=(24, 32), crop_size=20)
+    last = plan.start + 15 * plan.stride
+    assert (plan.start >= 0).all() and (last < frames).all()
+    assert [set(plan.stride[i:i + 500].tolist()) for i in (0, 500, 1000)] == [{1}, {1, 2, 3}, {1, 2, 3, 4}]
+
+
+@pytest.mark.parametrize(('crops', 'size', 'expected'), [
+    ('three', (128, 171), [(8, 0, False), (8, 29, False), (8, 59, False)]),
+    ('three', (171, 128), [(0, 8, False), (29, 8, False), (59, 8, False)]),
+    ('ten', (128, 171), [(t, l, m) for m in (False, True)
+                         for t, l in ((0, 0), (0, 59), (16, 0), (16, 59), (8, 29))]),
+])
+def test_views_of_a_clip(crops, size, expected):
+    plan = clips.plan(np.array([16, 40]), np.arange(2), choice='all', clip_length=16, frame_size=size,
+                      crop_size=112, crops=crops)
+    assert plan.splits.tolist() == [0, len(expected), 3 * len(expected)]
+    views = list(zip(plan.top.tolist(), plan.left.tolist(), plan.flip.tolist()))
+    assert views == expected * 3
+    assert plan.start.tolist() == [0] * 2 * len(expected) + [16] * len(expected)
+
+
+def test_scale_jitter_cuts_squares_inside_the_frame():
+    plan = _plan(crops='random', min_scale=0.5)
+    assert (plan.side.min(), plan.side.max()) == (64, 128)
+    assert (plan.top + plan.side <= 128).all() and (plan.left + plan.side <= 171).all()
+    assert plan.left.max() > 90
+
+
+def test_colour_is_one_factor_a_clip():
+    assert (_plan().colour == 1).all()
+    plan = _plan(colour=0.2)
+    assert plan.colour.min() >= 0.8 and plan.colour.max() <= 1.2 and plan.colour.std() > 0.1

@@ -76,9 +76,37 @@ def test_the_mean_is_taken_at_the_crops_own_place_and_never_mirrored(flip):
     rng = np.random.default_rng(0)
     clip = rng.integers(0, 256, (16, 24, 32, 3), np.uint8)
     mean = rng.normal(100, 20, (16, 24, 32, 3)).astype(np.float32)
-    out = preprocess.crop(clip, 3, 7, np.bool_(flip), _spec(mean)).numpy()
+    out = preprocess.crop(clip, 3, 7, 20, np.bool_(flip), tf.ones(3), _spec(mean)).numpy()
     expected = (clip.astype(np.float32) - mean)[:, 3:23, 7:27]
     np.testing.assert_array_equal(out, expected[:, :, ::-1] if flip else expected)
+
+
+def test_a_larger_square_is_resized_after_its_mean_is_gone():
+    mean = np.broadcast_to(np.arange(32, dtype=np.float32)[:, None], (16, 24, 32, 3))
+    clip = np.full((16, 24, 32, 3), 100, np.uint8)
+    out = preprocess.crop(clip, 0, 4, 10, np.bool_(False), tf.ones(3), _spec(mean)).numpy()
+    assert out.shape == (16, 20, 20, 3)
+    # Columns 4 … 13 stretched to 20: 100 - 4 at the left edge, 100 - 13 at the right.
+    assert out[..., 0, :].max() == 96 and out[..., -1, :].min() == 87
+
+
+def test_colour_factors():
+    clip = np.zeros((16, 24, 32, 3), np.uint8) + np.array([40, 80, 120], np.uint8)
+    def colour(*factors):
+        return preprocess.crop(clip, 0, 0, 20, np.bool_(False), tf.constant(factors), _spec()).numpy()[0, 0, 0]
+    np.testing.assert_allclose(colour(1.5, 1., 1.), [60, 120, 180])
+    np.testing.assert_allclose(colour(1., .5, 1.), [60, 80, 100])
+    np.testing.assert_allclose(colour(1., 1., 0.), [80, 80, 80], rtol=1e-6)
+    np.testing.assert_allclose(colour(3., 1., 1.), [120, 240, 255])
+
+
+def test_videos_that_are_too_short_can_be_left_out(index):
+    spec = _spec(short='drop', clip_length=24, stride=1, mean=np.zeros(3))
+    split = index.split('train')  # 20 … 30 frames: seven of eleven are long enough
+    batches = list(pipeline.for_training(split, spec, batch_size=4, epoch=0).as_numpy_iterator())
+    assert pipeline.num_training_clips(split, spec) == 7
+    expected = np.flatnonzero(split.frames >= 24)
+    assert sorted(np.concatenate([batch[2] for batch in batches])) == expected.tolist()
 
 
 def test_inference_equals_evaluations_centre_crop(index):

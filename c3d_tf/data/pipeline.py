@@ -26,7 +26,7 @@ def read_clips(
     starts = tf.constant(start)
 
     def clip(row):
-        return _decode(row['images'], starts[row['clip']], clip_length, stride)
+        return _decode(row['images'], starts[row['clip']], clip_length, stride, 'loop')
 
     return _rows(split, splits).map(clip, tf.data.AUTOTUNE, deterministic=True)
 
@@ -39,8 +39,7 @@ def for_training(
     epoch: int,
     skip: int = 0,
     seed: int = 0,
-    random_crop: bool = True,
-    flip: bool = True,
+    **choices,
 ) -> tf.data.Dataset:
     """Returns one epoch of random clips, one a record, in an order of its own.
 
@@ -51,7 +50,7 @@ def for_training(
       epoch: with `seed` decides the order and every random choice.
       skip: batches at the start of the epoch that an earlier run has used already.
       seed: see `epoch`.
-      random_crop, flip: see `clips.plan`.
+      **choices: crops, flip and other arguments of `clips.plan`.
 
     Returns:
       batches of (clips float32 [B, T, S, S, 3], labels int32 [B], records int64 [B]).
@@ -59,14 +58,17 @@ def for_training(
     # A record is its own video here: every record gives one clip an epoch.
     plan = clips.plan(
         split.frames, np.arange(len(split.frames)), choice='random', count=1,
-        clip_length=spec.clip_length, stride=spec.stride, frame_size=spec.frame_size,
-        crop_size=spec.crop_size, random_crop=random_crop, flip=flip, seed=seed, epoch=epoch)
+        seed=seed, epoch=epoch, **_sizes(spec), **choices)
     table = _Table(plan)
     order = np.random.default_rng([seed, epoch, 1]).permutation(len(split.files))
     record_bytes = max(split.num_bytes // max(len(split.frames), 1), 1)
     buffer = int(np.clip(SHUFFLE_BYTES // record_bytes, 16, len(split.frames) + 1))
-    # One clip a record: the record's number is its line in the plan.
-    rows = _parsed(split, order).map(lambda row: {**row, 'clip': row['record']})
+    # One clip a record, or none of one that is too short.
+    first = tf.constant(plan.splits[:-1])
+    rows = _parsed(split, order).map(lambda row: {**row, 'clip': first[row['record']]})
+    if len(plan.start) < len(split.frames):
+        used = tf.constant(np.diff(plan.splits) > 0)
+        rows = rows.filter(lambda row: used[row['record']])
     rows = rows.shuffle(buffer, seed=_small_seed(seed, epoch), reshuffle_each_iteration=False)
     rows = rows.skip(skip * batch_size)
 
@@ -88,23 +90,23 @@ def for_evaluation(
     choice: str,
     count: int,
     step: int = 0,
+    crops: str = 'centre',
     seed: int = 0,
 ) -> tf.data.Dataset:
-    """Returns every chosen clip of every video once, centre-cropped, in record order.
+    """Returns every chosen clip of every video once, all its crops after one another, in record order.
 
     Args:
       split: the records.
       spec: sizes and mean.
       batch_size: clips a batch; batches are full across videos, the last may be smaller.
-      choice, count, step, seed: see `clips.plan`.
+      choice, count, step, crops, seed: see `clips.plan`.
 
     Returns:
       batches of (clips float32 [B, T, S, S, 3], records int64 [B]).
     """
     plan = clips.plan(
-        split.frames, split.videos, choice=choice, count=count, step=step,
-        clip_length=spec.clip_length, stride=spec.stride, frame_size=spec.frame_size,
-        crop_size=spec.crop_size, seed=seed)
+        split.frames, split.videos, choice=choice, count=count, step=step, crops=crops, seed=seed,
+        **_sizes(spec))
     table = _Table(plan)
     rows = _rows(split, tf.constant(plan.splits))
     chosen = rows.map(lambda row: (table.clip(row, spec), row['record']), tf.data.AUTOTUNE,
@@ -123,24 +125,37 @@ def read_labels(split: records.Split) -> tuple[list[str], list[list[int]]]:
     return names, labels
 
 
+def num_training_clips(split: records.Split, spec: preprocess.Preprocessing) -> int:
+    """Returns the clips of one epoch: one a record, none of those that are dropped as too short."""
+    long_enough = split.frames >= clips.extent(spec.clip_length, spec.stride)
+    return int(long_enough.sum()) if spec.short == 'drop' else len(split.frames)
+
+
+def _sizes(spec: preprocess.Preprocessing) -> dict:
+    return {'clip_length': spec.clip_length, 'stride': spec.stride, 'short': spec.short,
+            'frame_size': spec.frame_size, 'crop_size': spec.crop_size}
+
+
 class _Table:
     """A plan's columns as tensors; `row['clip']` is the line that belongs to a row."""
 
     def __init__(self, plan: clips.Plan):
-        self._start, self._top, self._left, self._flip, self._draw = map(tf.constant, plan[1:])
+        self._columns = {name: tf.constant(column) for name, column in plan._asdict().items()}
 
     def clip(self, row, spec: preprocess.Preprocessing) -> tf.Tensor:
-        line = row['clip']
-        frames = _decode(row['images'], self._start[line], spec.clip_length, spec.stride)
+        line = {name: column[row['clip']] for name, column in self._columns.items()}
+        frames = _decode(row['images'], line['start'], spec.clip_length, line['stride'], spec.short)
         frames = tf.ensure_shape(frames, [spec.clip_length, *spec.frame_size, 3])
-        return preprocess.crop(frames, self._top[line], self._left[line], self._flip[line], spec)
+        return preprocess.crop(frames, line['top'], line['left'], line['side'], line['flip'],
+                               line['colour'], spec)
 
     def draw(self, row) -> tf.Tensor:
-        return self._draw[row['clip']]
+        return self._columns['draw'][row['clip']]
 
 
-def _decode(images: tf.Tensor, start: tf.Tensor, clip_length: int, stride: int) -> tf.Tensor:
-    chosen = clips.indices(start, tf.size(images, tf.int64), clip_length=clip_length, stride=stride)
+def _decode(images: tf.Tensor, start: tf.Tensor, clip_length: int, stride, short: str) -> tf.Tensor:
+    chosen = clips.indices(start, tf.size(images, tf.int64), clip_length=clip_length, stride=stride,
+                           short=short, minimum=tf.minimum)
     return tf.map_fn(records.decode_image, tf.gather(images, chosen), fn_output_signature=tf.uint8)
 
 

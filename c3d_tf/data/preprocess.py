@@ -21,6 +21,7 @@ class Preprocessing:
       crop_size: side of the square cut from it; 112 in the paper.
       clip_length: frames of a clip; 16 in the paper.
       stride: frames of the video from one frame of a clip to the next.
+      short: what becomes of a video shorter than a clip; see `clips.indices`.
       mean: float32, subtracted before the crop is mirrored: [clip_length, H, W, 3] (the paper's mean
         volume, cropped where the clip is), [3], or [] (one number). RGB.
     """
@@ -30,6 +31,7 @@ class Preprocessing:
     clip_length: int
     stride: int
     mean: np.ndarray
+    short: str = 'loop'
 
     def __post_init__(self):
         if min(self.frame_size) < self.crop_size:
@@ -44,12 +46,12 @@ class Preprocessing:
         values = dataclasses.asdict(self)
         del values['mean']
         return {**values, 'frame_size': list(self.frame_size), 'channel_order': 'rgb',
-                'resize': 'bilinear as cv2.INTER_LINEAR, aspect not kept', 'short_clips': 'loop'}
+                'resize': 'bilinear as cv2.INTER_LINEAR, aspect not kept'}
 
     @classmethod
     def from_json(cls, values: dict, mean: np.ndarray) -> 'Preprocessing':
         return cls(tuple(values['frame_size']), values['crop_size'], values['clip_length'],
-                   values['stride'], mean)
+                   values['stride'], mean, values['short'])
 
     def differences(self, other: 'Preprocessing') -> dict[str, tuple]:
         """Returns {name: (mine, theirs)} of what is not the same."""
@@ -100,25 +102,39 @@ def _describe_mean(mean: np.ndarray) -> str:
     return f'shape {mean.shape}, average {mean.mean():.3f}'
 
 
-def crop(clip: tf.Tensor, top, left, flip, spec: Preprocessing) -> tf.Tensor:
-    """Crops, subtracts the mean at the crop's own place, then mirrors.
+def crop(clip: tf.Tensor, top, left, side, flip, colour, spec: Preprocessing) -> tf.Tensor:
+    """Cuts a square, subtracts the mean at the square's own place, then resizes and mirrors.
 
     Args:
       clip: uint8 [T, H, W, 3] of the spec's frame size.
-      top, left: the crop's offset.
+      top, left, side: the square, in pixels.
       flip: bool; True mirrors left and right, after the mean is gone, as the original did.
+      colour: float32 [3], factors of brightness, contrast and saturation; 1 leaves them.
       spec: sizes and mean.
 
     Returns:
       float32 [T, crop_size, crop_size, 3], about -128 … 128.
     """
     size = spec.crop_size
-    clip = tf.cast(clip[:, top:top + size, left:left + size], tf.float32)
+    clip = tf.cast(clip[:, top:top + side, left:left + side], tf.float32)
+    clip = tf.cond(tf.reduce_all(tf.equal(colour, 1)), lambda: clip, lambda: _recolour(clip, colour))
     mean = tf.constant(spec.mean)
     if spec.mean.ndim == 4:
-        mean = mean[:, top:top + size, left:left + size]
-    clip = tf.ensure_shape(clip - mean, [spec.clip_length, size, size, 3])
+        mean = mean[:, top:top + side, left:left + side]
+    clip = tf.cond(tf.equal(side, size), lambda: clip - mean,
+                   lambda: tf.image.resize(clip - mean, (size, size)))
+    clip = tf.ensure_shape(clip, [spec.clip_length, size, size, 3])
     return tf.cond(flip, lambda: tf.reverse(clip, axis=[2]), lambda: clip)
+
+
+def _recolour(clip: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
+    """One change for all frames of the clip: a flicker would look like motion."""
+    brightness, contrast, saturation = tf.unstack(colour)
+    clip = clip * brightness
+    average = tf.reduce_mean(clip)
+    clip = average + (clip - average) * contrast
+    grey = tf.reduce_mean(clip, axis=-1, keepdims=True)
+    return tf.clip_by_value(grey + (clip - grey) * saturation, 0, 255)
 
 
 def for_inference(clips: tf.Tensor, spec: Preprocessing) -> tf.Tensor:

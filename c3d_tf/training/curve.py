@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run shows of itself: the progress line and TensorBoard's scalars."""
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -10,11 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from c3d_tf.common import console
-from c3d_tf.common import errors
+
+
+class BadLoss(Exception):
+    """The loss is not a number; `records` are those of the first such batch."""
+
+    def __init__(self, records: np.ndarray):
+        super().__init__(records)
+        self.records = records
 
 
 class Curve:
-    """What the run shows: the progress line, TensorBoard's scalars, and the last numbers."""
+    """The progress line, TensorBoard's scalars, and the last numbers."""
 
     def __init__(self, workdir: str, first: int, total: int, rate: Callable[[int], float],
                  log_every: int):
@@ -22,7 +28,7 @@ class Curve:
         self._rate, self._every, self._shown = rate, log_every, first
         self._progress = console.Progress('train', total, 'steps', done=first)
         self._writer = tf.summary.create_file_writer(os.path.join(workdir, 'tensorboard', 'train'))
-        self._sums = []
+        self._steps = []
         self._waited = 0.0
         self._since = time.monotonic()
         self._last = {}
@@ -40,38 +46,45 @@ class Curve:
             self._waited += time.monotonic() - before
             yield batch
 
-    def add(self, step, loss, hits, clips) -> None:
-        """Takes one step's sums; draws a point of the curves where one is due."""
-        self._sums.append((loss, hits, clips))
+    def add(self, step: int, loss, hits, clips, records) -> None:
+        """Takes one step's sums and records; draws a point of the curves where one is due."""
+        self._steps.append((loss, hits, clips, records))
         self._progress.update(step, self._text)
         if step - self._shown >= self._every:
-            self._draw(step)
+            self.draw(step)
 
     def check(self) -> None:
-        """Stops a run that has blown up, before its weights replace good ones on disk."""
-        if self._sums and not math.isfinite(float(self._sums[-1][0])):
-            raise errors.RunError('the loss is not a number: lower --learning_rate, or clip; the '
-                                  'last good state is in the newest checkpoint')
+        """Raises BadLoss if a step since the last point was bad: before good weights are replaced."""
+        for loss, *_, records in self._steps:
+            if not np.isfinite(float(loss)):
+                raise BadLoss(records.numpy())
 
-    def _draw(self, step: int) -> None:
-        self.check()
-        losses, hits, clips = np.array([[float(x) for x in row] for row in self._sums]).T
-        now = time.monotonic()
-        self._last = {'loss': float(losses.mean()), 'accuracy': float(hits.sum() / clips.sum()),
-                      'clips_per_second': float(clips.sum() / (now - self._since)),
-                      'input_wait': self._waited / (now - self._since),
-                      'learning_rate': self._rate(step - 1)}
+    def draw(self, step: int, **more: float) -> None:
+        """Writes a point of the curves at `step`, with `more` scalars, e.g. a validation."""
+        values = dict(more)
+        if self._steps:
+            self.check()
+            losses, hits, clips = np.array([[float(x) for x in row[:3]] for row in self._steps]).T
+            now = time.monotonic()
+            values |= {'loss': float(losses.mean()), 'accuracy': float(hits.sum() / clips.sum()),
+                       'clips_per_second': float(clips.sum() / (now - self._since)),
+                       'input_wait': self._waited / (now - self._since),
+                       'learning_rate': self._rate(step - 1)}
+            self._steps, self._waited, self._since, self._shown = [], 0.0, now, step
         with self._writer.as_default(step):
-            for name, value in self._last.items():
+            for name, value in values.items():
                 tf.summary.scalar(name, value)
+        self._last |= values
+        validation = self._last.get('val_accuracy')
         self._text = (f'loss {self._last["loss"]:.3f} · accuracy {self._last["accuracy"]:.3f} · '
-                      f'{self._last["clips_per_second"]:.1f} clips/s · '
+                      + (f'val {validation:.3f} · ' if validation is not None else '')
+                      + f'{self._last["clips_per_second"]:.1f} clips/s · '
                       f'input wait {self._last["input_wait"]:.0%}')
-        self._sums, self._waited, self._since, self._shown = [], 0.0, now, step
 
     def close(self, step: int) -> dict:
-        if self._sums:
-            self._draw(step)
+        """Draws the last point; returns the last values of all curves."""
+        if self._steps:
+            self.draw(step)
         self._writer.close()
         self._progress.update(step, self._text)
         self._progress.close(self._text)

@@ -10,17 +10,35 @@ from c3d_tf.training import schedules
 
 
 class Trainer:
-    """The network, its optimizer and one update of both."""
+    """The network, its optimizer and one update of both.
 
-    def __init__(self, recipe, num_classes: int, total: int, strategy: tf.distribute.Strategy):
-        """Builds both under the strategy; `recipe` is a train.Recipe, `total` the steps of the run.
+    Attributes:
+      model: the network.
+      rate: learning rate by step.
+      step: updates done; in the checkpoint.
+      best_score, best_step: the best validation so far; in the checkpoint.
+      checkpoint: all that a stopped run needs.
+    """
+
+    def __init__(self, recipe, num_classes: int, total: int, strategy: tf.distribute.Strategy,
+                 class_weights: np.ndarray | None = None):
+        """Builds both under the strategy.
+
+        Args:
+          recipe: a train.Recipe.
+          num_classes: K.
+          total: steps of the run.
+          strategy: which devices.
+          class_weights: float [K], factors on the loss of each class; None for all 1.
 
         Raises:
-          ValueError: the recipe names a model or a schedule that there is not.
+          ValueError: the recipe names a model, schedule or layer that there is not.
         """
         self._recipe, self._strategy = recipe, strategy
+        self._num_classes = num_classes
+        self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         self.rate = schedules.make(
-            recipe.schedule, recipe.learning_rate, total, decay_steps=recipe.decay_steps,
+            recipe.schedule, recipe.rate(), total, decay_steps=recipe.decay_steps,
             decay_rate=recipe.decay_rate, warmup_steps=recipe.warmup_steps)
         keras.utils.set_random_seed(recipe.seed)
         tf.config.experimental.enable_op_determinism()
@@ -30,22 +48,33 @@ class Trainer:
                 crop_size=recipe.crop_size, width=recipe.width, batch_norm=recipe.batch_norm,
                 initializer=recipe.initializer, head=recipe.head, dropout=recipe.dropout,
                 precision=recipe.precision)
+            for name in recipe.freeze:
+                self.model.get_layer(name).trainable = False  # ValueError where there is none
             self._optimizer = self._make_optimizer()
             self._optimizer.build(self.model.trainable_variables)
-        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._dropouts = [layer.seed_generator.state for layer in self.model.layers
                           if isinstance(layer, keras.layers.Dropout) and layer.rate]
         self._dropout_seeds = np.random.default_rng(recipe.seed).integers(2**31, size=len(self._dropouts))
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.best_score = tf.Variable(-1.0, trainable=False)
+        self.best_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.checkpoint = tf.train.Checkpoint(
-            model=self.model, optimizer=self._optimizer, step=self.step)
+            model=self.model, optimizer=self._optimizer, step=self.step, best_score=self.best_score,
+            best_step=self.best_step)
 
     def _make_optimizer(self) -> keras.optimizers.Optimizer:
         recipe = self._recipe
+        # Keras keeps the moving averages as variables of the optimizer, so they are in the checkpoint.
+        average = {'use_ema': True, 'ema_momentum': recipe.ema} if recipe.ema else {}
         if recipe.optimizer == 'sgd':
-            return keras.optimizers.SGD(self.rate(0), momentum=recipe.momentum)
-        optimizer = keras.optimizers.AdamW(self.rate(0), weight_decay=recipe.weight_decay)
-        optimizer.exclude_from_weight_decay(
-            [v for v in self.model.trainable_variables if not _is_kernel(v)])
+            optimizer = keras.optimizers.SGD(self.rate(0), momentum=recipe.momentum, **average)
+        else:
+            optimizer = keras.optimizers.AdamW(self.rate(0), weight_decay=recipe.weight_decay, **average)
+            optimizer.exclude_from_weight_decay(
+                [v for v in self.model.trainable_variables if not _is_kernel(v)])
+        if recipe.precision == 'float16':
+            # Small float16 gradients would vanish: the loss is scaled up until they overflow.
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer
 
     def train_step(self, step: int, clips: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
@@ -59,10 +88,13 @@ class Trainer:
         Returns:
           [mean loss, hits, clips] of the batch.
         """
-        self._optimizer.learning_rate.assign(self.rate(step))
+        self._inner_optimizer().learning_rate.assign(self.rate(step))
         sums = self._distributed_step(tf.constant(step, tf.int64), clips, labels)
         self.step.assign(step + 1)
         return sums
+
+    def _inner_optimizer(self) -> keras.optimizers.Optimizer:
+        return getattr(self._optimizer, 'inner_optimizer', self._optimizer)
 
     @tf.function(reduce_retracing=True)
     def _distributed_step(self, step, clips, labels):
@@ -71,25 +103,70 @@ class Trainer:
 
     def _replica_step(self, step, clips, labels):
         clips, labels, weights = self._own_rows(clips, labels)
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+        parts = self._recipe.accumulate
+        if parts == 1:
+            sums, gradients = self._gradients(step, replica, clips, labels, weights)
+        else:
+            sums, gradients = self._accumulated(step, replica, parts, clips, labels, weights)
+        self._optimizer.apply(self._ready(gradients), self.model.trainable_variables)
+        return sums
+
+    def _accumulated(self, step, replica, parts, clips, labels, weights):
+        """Adds up the gradients of `parts` parts of the batch, one after another: less memory."""
+        size = tf.shape(labels)[0]
+        parts = tf.minimum(parts, size)
+
+        def add(part, sums, gradients):
+            rows = slice(part * size // parts, (part + 1) * size // parts)
+            # Every part draws dropout and mixes of its own.
+            seed = step + tf.cast(part, tf.int64) * (1 << 40)
+            more = self._gradients(seed, replica, clips[rows], labels[rows], weights[rows])
+            return part + 1, *tf.nest.map_structure(tf.add, (sums, gradients), more)
+
+        variables = self.model.trainable_variables
+        start = (0, [0.0] * 3, [tf.zeros(v.shape) for v in variables])
+        _, sums, gradients = tf.while_loop(lambda part, *_: part < parts, add, start, parallel_iterations=1)
+        return sums, gradients
+
+    def _gradients(self, step, replica, clips, labels, weights):
+        """Returns [loss, hits, clips] and the gradients of the loss, both sums over the rows."""
         for state, seed in zip(self._dropouts, self._dropout_seeds):
             # tf.train.Checkpoint omits these states: so they are made anew from the step.
-            value = tf.stack([step, seed + tf.cast(replica, tf.int64)])
-            state.assign(tf.cast(value, state.dtype))
+            state.assign(tf.cast(tf.stack([step, seed + replica]), state.dtype))
+        smoothing = self._recipe.label_smoothing
+        targets = tf.one_hot(labels, self._num_classes, 1 - smoothing + smoothing / self._num_classes,
+                             smoothing / self._num_classes)
+        counted = tf.cast(weights > 0, tf.float32)
+        if self._class_weights is not None:
+            weights *= tf.gather(self._class_weights, labels)
+        if self._recipe.mixup:
+            clips, targets = _mix(clips, targets, self._recipe.mixup, tf.stack([step, replica]))
+        variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             logits = self.model(clips, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_sum(losses * weights)
-        variables = self.model.trainable_variables
-        gradients = tape.gradient(loss, [v.value for v in variables])
-        if self._recipe.optimizer == 'sgd':
+            loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits) * weights)
+            scaled = self._optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        hits = tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32) * counted
+        return [loss, tf.reduce_sum(hits), tf.reduce_sum(counted)], gradients
+
+    def _ready(self, gradients):
+        """Clips the gradients and adds what is not in the loss, all in the scale of the loss."""
+        recipe = self._recipe
+        replicas = self._strategy.num_replicas_in_sync
+        scale = self._optimizer.scale_loss(1.0)
+        if recipe.clip_norm:
+            # The norm is of the sum over devices; the optimizer will add up once more.
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip_norm * scale)
+            gradients = [gradient / replicas for gradient in gradients]
+        if recipe.optimizer == 'sgd':
             gradients = caffe_gradients(
-                gradients, variables, weight_decay=self._recipe.weight_decay,
-                bias_rate=self._recipe.bias_rate, replicas=self._strategy.num_replicas_in_sync)
-        self._optimizer.apply(gradients, variables)
-        hit = tf.equal(tf.argmax(logits, 1, tf.int32), labels) & (weights > 0)
-        hits = tf.reduce_sum(tf.cast(hit, tf.float32))
-        return loss, hits, tf.reduce_sum(tf.cast(weights > 0, tf.float32))
+                gradients, self.model.trainable_variables,
+                weight_decay=recipe.weight_decay * scale / replicas, bias_rate=recipe.bias_rate)
+        return gradients
 
     def _own_rows(self, clips, labels):
         """Returns this device's share of the batch, and each clip's weight in the mean loss.
@@ -111,24 +188,49 @@ class Trainer:
         weight *= tf.cast(last > first, tf.float32)
         return clips, labels, tf.fill(tf.shape(labels), weight)
 
+    def final_weights(self):
+        """Exchanges the weights for their moving averages, where the recipe keeps them; call twice to
+        go back."""
+        if not self._recipe.ema:
+            return
+        averages = self._inner_optimizer()._model_variables_moving_average
+        for variable, average in zip(self.model.trainable_variables, averages, strict=True):
+            value = tf.identity(variable.value)
+            variable.assign(average)
+            average.assign(value)
 
-def caffe_gradients(gradients, variables, *, weight_decay: float, bias_rate: float, replicas: int = 1):
+    def validate(self, batches) -> float:
+        """Returns the share of (clips, labels) batches' clips that are right, with the final weights."""
+        self.final_weights()
+        hits = seen = 0
+        for clips, labels in batches:
+            predicted = self._predict(clips).numpy()
+            hits += int((predicted == np.asarray(labels)).sum())
+            seen += len(predicted)
+        self.final_weights()
+        return hits / seen
+
+    @tf.function(reduce_retracing=True)
+    def _predict(self, clips):
+        return tf.argmax(self.model(clips, training=False), axis=1, output_type=tf.int32)
+
+
+def caffe_gradients(gradients, variables, *, weight_decay, bias_rate: float):
     """Returns gradients with which SGD with momentum does what Caffe's solver does.
 
     Caffe: h ← m·h + rate·rate_mult·(g + decay·decay_mult·w); w ← w − h, with (rate_mult, decay_mult)
     (1, 1) for kernels and (2, 0) for biases. Keras' SGD keeps the rate inside the momentum as well.
 
     Args:
-      gradients: of the loss, one for each variable; they are summed over replicas afterwards.
+      gradients: of the loss, one for each variable.
       variables: the weights.
       weight_decay: decay, for kernels only.
       bias_rate: rate_mult of biases.
-      replicas: how many times the decay will be summed.
     """
     out = []
     for gradient, variable in zip(gradients, variables, strict=True):
         if _is_kernel(variable):
-            gradient = gradient + variable * (weight_decay / replicas)
+            gradient = gradient + variable * weight_decay
         elif variable.path.endswith('/bias'):
             gradient = gradient * bias_rate
         out.append(gradient)
@@ -137,3 +239,12 @@ def caffe_gradients(gradients, variables, *, weight_decay: float, bias_rate: flo
 
 def _is_kernel(variable: keras.Variable) -> bool:
     return variable.path.endswith('/kernel')
+
+
+def _mix(clips, targets, alpha: float, seed):
+    """MixUp (Zhang et al., 2018): every clip with its mirror place in the batch, one share for all."""
+    draws = [tf.random.stateless_gamma([], [seed[0], seed[1] + place], alpha)
+             for place in (1 << 20, 1 << 21)]
+    share = draws[0] / (draws[0] + draws[1])  # Beta(alpha, alpha)
+    return (share * clips + (1 - share) * clips[::-1],
+            share * targets + (1 - share) * targets[::-1])

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decides a run's weights, besides its records."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What decides the weights, besides the records.
+
+    Attributes:
+      model, width, batch_norm, initializer, head, dropout, precision: see `models.build`.
+      clip_length, crop_size, stride, short: see `preprocess.Preprocessing`.
+      mean: see `preprocess.load_mean`.
+      flip, max_stride, min_scale, colour: see `clips.plan`.
+      random_crop: crops anywhere instead of the centre.
+      mixup: alpha of MixUp; 0 mixes nothing.
+      epochs: passes over the training split; ignored where `steps` is set.
+      steps: updates in all; 0 means `epochs`.
+      batch_size: clips an update over all replicas.
+      optimizer: 'sgd', Caffe's with momentum, or 'adam'.
+      learning_rate: the first rate, for batches of `base_batch_size`.
+      base_batch_size: the rate is scaled by batch_size / base_batch_size; 0 takes it as it is.
+      schedule, decay_steps, decay_rate, warmup_steps: see `schedules.make`.
+      momentum: of 'sgd'.
+      weight_decay: on kernels only: part of the gradient for 'sgd', as in Caffe; decoupled for 'adam'.
+      clip_norm: largest norm of the whole gradient; 0 clips nothing.
+      accumulate: parts that a batch is computed in, one after another, to save memory.
+      label_smoothing: share of the target that is spread over all classes.
+      class_weights: 'none', or 'balanced': each class counts the same, however many videos it has.
+      ema: the final weights are moving averages with this momentum, e.g. 0.999; 0 takes the last.
+      bias_rate: factor on the learning rate of biases for 'sgd'; 2 in the original.
+      init_from: an artefact whose weights are the start; '' starts at random.
+      reinit: layers that start at random all the same.
+      freeze: layers that do not learn.
+      patience: validations without a better one after which the run ends; 0 never ends early.
+      strategy: 'default' or 'mirrored'.
+      seed: of the weights, the order, crops, flips and dropout.
+    """
+
+    model: str = 'c3d'
+    width: float = 1.0
+    batch_norm: bool = False
+    initializer: str = 'caffe'
+    head: str = 'fc'
+    dropout: float = 0.5
+    precision: str = 'float32'
+    clip_length: int = 16
+    crop_size: int = 112
+    stride: int = 1
+    short: str = 'loop'
+    mean: str = 'volume'
+    flip: bool = True
+    random_crop: bool = True
+    max_stride: int = 0
+    min_scale: float = 1.0
+    colour: float = 0.0
+    mixup: float = 0.0
+    epochs: int = 16
+    steps: int = 0
+    batch_size: int = 30
+    optimizer: str = 'sgd'
+    learning_rate: float = 0.003
+    base_batch_size: int = 0
+    schedule: str = 'constant'
+    decay_steps: int = 0
+    decay_rate: float = 0.1
+    warmup_steps: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    bias_rate: float = 2.0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    label_smoothing: float = 0.0
+    class_weights: str = 'none'
+    ema: float = 0.0
+    init_from: str = ''
+    reinit: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    patience: int = 0
+    strategy: str = 'default'
+    seed: int = 0
+
+    def rate(self) -> float:
+        """Returns the first learning rate for this batch size (Goyal et al., 2017)."""
+        return self.learning_rate * (self.batch_size / self.base_batch_size if self.base_batch_size else 1)
+
+    def choices(self) -> dict:
+        """Returns the arguments of `clips.plan` that are for training only."""
+        return {'crops': 'random' if self.random_crop else 'centre', 'flip': self.flip,
+                'max_stride': self.max_stride, 'min_scale': self.min_scale, 'colour': self.colour}
