@@ -219,9 +219,9 @@ def _say(result: dict) -> None:
     console.say(f'  {protocol["dataset"]} {protocol["split"]}: {result["videos"]} videos, '
                 f'{result["clips"]} clips ({protocol["clips"]} {protocol["clip_choice"]} a video, crops: '
                 f'{protocol["crops"]})')
-    worst = sorted((row for row in result['per_class'] if row['videos']),
-                   key=lambda row: row['right'] / row['videos'])[:12]
-    width = max(len(row['class']) for row in worst)
+    worst = sorted((row for row in result['per_class'] if row['right'] < row['videos']),
+                   key=lambda row: row['right'] / row['videos'])[:10]
+    width = max((len(row['class']) for row in worst), default=0)
     for row in worst:
-        taken = f'  mostly taken for {row["mostly_taken_for"]}' if row['mostly_taken_for'] else ''
-        console.say(f'    {row["class"]:{width}}  {row["right"]:4d} of {row["videos"]:4d}{taken}')
+        console.say(f'    {row["class"]:{width}}  {row["right"]:4d} of {row["videos"]:4d} right, mostly '
+                    f'taken for {row["mostly_taken_for"]}')

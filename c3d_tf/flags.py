@@ -15,6 +15,7 @@ VERBS = {
     'evaluate': 'records and weights → evaluate.json and confusion.png in --workdir',
     'predict': 'a video → its top classes, and when they happen',
     'export': 'weights → a SavedModel for serving in --export_dir/<n>',
+    'benchmark': 'how fast every stage is on this machine → benchmark.json in --workdir',
 }
 _SHARED = 'all verbs'
 
@@ -68,11 +69,18 @@ class Flags:
         add('', boolean, 'help', False, 'show this text; with --mode=VERB only its flags', short_name='h')
         add('', boolean, 'version', False, 'show the version')
 
-        add('prepare', string, 'dataset', 'folder', 'folder, list, sports1m or moving_shapes')
+        add('prepare', string, 'dataset', 'folder', 'folder, list, csv, ucf101, hmdb51, sports1m, c3d_lst, '
+            'moving_shapes or tfds:NAME; see docs/data.md')
         add('prepare', string, 'videos', '', 'folder of the video files')
         add('prepare', string, 'lists', '', "folder of the data set's official lists")
-        add('prepare', string, 'train_list', '', 'for list: text file, a line `path label` per video')
-        add('prepare', string, 'test_list', '', 'for list: the same for the test split')
+        add('prepare', string, 'train_list', '', 'for list: text file, a line `path label` per video; for '
+            'csv: header path,label[,start,end][,split][,group]')
+        add('prepare', string, 'val_list', '', 'the same for the val split')
+        add('prepare', string, 'test_list', '', 'the same for the test split')
+        add('prepare', integer, 'fold', 1, 'which of the three official splits of ucf101 and hmdb51',
+            lower_bound=1, upper_bound=3)
+        add('prepare', string, 'groups', '', 'CSV or TSV with a header: a video and its group in the first '
+            'two columns')
         add('prepare', string, 'group_regex', '', 'first match in the file stem is the group that '
             'stays on one side of a split; empty: every video is a group')
         add('prepare', real, 'val_fraction', 0.0, 'share of training groups kept for validation')
@@ -91,8 +99,8 @@ class Flags:
         add('prepare', real, 'video_timeout', 60.0, 'seconds without a frame after which a file is '
             'given up', lower_bound=0.1)
 
-        add('train', string, 'model', 'c3d', 'c3d, depth_1, depth_3, depth_5, depth_7, increasing or '
-            'decreasing')
+        add('train', string, 'model', 'c3d', 'c3d, c3d_bn, depth_1, depth_3, depth_5, depth_7, '
+            'increasing, decreasing or res3d_18')
         add('train', real, 'width', 1.0, 'factor on filters and hidden units', lower_bound=0.01)
         add('train', boolean, 'batch_norm', False, 'batch normalisation; not in the paper')
         add('train', enum, 'initializer', 'caffe', 'caffe (the paper) or he', enum_values=['caffe', 'he'])
@@ -106,6 +114,8 @@ class Flags:
         add('train', integer, 'stride', 1, "the video's frames from one of a clip to the next",
             lower_bound=1)
         add('train', string, 'mean', 'volume', 'volume (the paper), channel, none, a number, or an .npy')
+        add('train', enum, 'train_clips', 'random', 'an epoch takes one random clip of each record, or all '
+            'clips that follow one another', enum_values=['random', 'all'])
         add('train', boolean, 'flip', True, 'mirror half of the clips')
         add('train', boolean, 'random_crop', True, 'crop anywhere instead of the centre')
         add('train', enum, 'short', 'loop', 'a video shorter than a clip: start over, hold its last frame, '
@@ -163,7 +173,7 @@ class Flags:
             '(corners and centre, each also mirrored)', enum_values=['centre', 'three', 'ten'])
         add('evaluate', listed, 'scores', [], 'scores.npz of other evaluations: read again, or several '
             'averaged, instead of running a network')
-        add('evaluate', integer, 'eval_batch_size', 16, 'clips a batch', lower_bound=1)
+        add('evaluate benchmark', integer, 'eval_batch_size', 16, 'clips a batch', lower_bound=1)
 
         add('predict', string, 'input', '', 'a video file')
         add('predict', boolean, 'json', False, 'print one JSON object')
@@ -171,6 +181,8 @@ class Flags:
 
         add('export', string, 'export_dir', '', "folder of the model's versions")
         add('export', integer, 'max_clips', 64, 'clips of one request that are scored', lower_bound=1)
+
+        add('benchmark', listed, 'stages', [], 'forward, train_step, prepare, memory, startup; empty: all')
 
     def _size(self, *, name, default, help, flag_values):
         flags.DEFINE(_Size(), name, default, help, flag_values, _SizeSerializer())

@@ -20,8 +20,8 @@ def _prepare(f) -> str:
 
     _needed(f, 'records')
     dataset = datasets.load(
-        f.dataset, videos=f.videos, lists=f.lists, train_list=f.train_list, test_list=f.test_list,
-        group_regex=f.group_regex, val_fraction=f.val_fraction, test_fraction=f.test_fraction,
+        f.dataset, videos=f.videos, lists=f.lists, train_list=f.train_list, val_list=f.val_list,
+        test_list=f.test_list, fold=f.fold, groups=f.groups, group_regex=f.group_regex, val_fraction=f.val_fraction, test_fraction=f.test_fraction,
         seed=f.seed)
     _start_tensorflow()
     from c3d_tf import prepare
@@ -78,12 +78,22 @@ def _export(f) -> str:
     return f.export_dir
 
 
+def _benchmark(f) -> str:
+    _needed(f, 'workdir')
+    _start_tensorflow()
+    from c3d_tf import benchmark
+
+    benchmark.benchmark(f.workdir, only=tuple(f.stages), batch_size=f.eval_batch_size)
+    return f.workdir
+
+
 MODES = {
     'prepare': _prepare,
     'train': _train,
     'evaluate': _evaluate,
     'predict': _predict,
     'export': _export,
+    'benchmark': _benchmark,
 }
 
 
@@ -125,7 +135,7 @@ def _run(argv: list[str]) -> int:
         where = MODES[verb](f)
         if where:
             known.write(os.path.join(where, f'{verb}.flags'), verb)
-    if 'predict' not in f.mode:
+    if f.mode[-1] in ('prepare', 'train', 'evaluate', 'export'):
         console.say('\n'.join(['next:', *_next(f)]))
     return errors.EXIT_OK
 

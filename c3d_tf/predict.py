@@ -107,7 +107,8 @@ def show(result: dict, *, as_json: bool = False) -> None:
     if as_json:
         console.say(json.dumps(result, ensure_ascii=False))
         return
-    console.say(f'{result["video"]}: {result["frames"]} frames, {result["clips"]} clips')
+    noun = 'clip' if result['clips'] == 1 else 'clips'
+    console.say(f'{result["video"]}: {result["frames"]} frames, {result["clips"]} {noun}')
     width = max(len(entry['label']) for entry in result['top'])
     for entry in result['top']:
         bar = '█' * round(30 * entry['probability'])

@@ -83,6 +83,7 @@ def prepare(
 
     tasks = _plan(dataset, records_dir)
     os.makedirs(os.path.join(records_dir, PROGRESS), exist_ok=True)
+    files.remove_leftovers(records_dir, os.path.join(records_dir, PROGRESS))
     files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), described)
     work = functools.partial(encode_video.write_shard, class_names=dataset.class_names,
                              settings=settings)
@@ -179,7 +180,7 @@ def _splits(tasks: list[local_runner.Task], reports: list[dict], dataset: datase
         gone = {s['path'] for t, r in zip(tasks, reports) if t.split == split for s in r['skipped']}
         counts = [0] * len(dataset.class_names)
         for example in dataset.examples:
-            if example.split == split and example.path not in gone:
+            if example.split == split and example.source not in gone:
                 for label in example.labels:
                     counts[label] += 1
         part['videos_per_class'] = counts

@@ -74,7 +74,7 @@ def fit(
         console.say(f'train: {os.path.join(workdir, MODEL)} is trained already')
         return finished
 
-    clips = pipeline.num_training_clips(split, spec)
+    clips = pipeline.num_training_clips(split, spec, recipe.train_clips)
     if not clips:
         raise errors.UsageError(f'--short=drop leaves no training clip: no video in {records_dir} has '
                                 f'the {recipe.clip_length} frames of one')
@@ -82,12 +82,14 @@ def fit(
     total = recipe.steps or recipe.epochs * steps_per_epoch
     strategy = _strategy(recipe.strategy)
     try:
-        trainer = trainers.Trainer(recipe, len(index.class_names), total, strategy,
+        trainer = trainers.Trainer(recipe, lambda: recipe.network(len(index.class_names)), total, strategy,
                                    _class_weights(recipe, index))
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
     validation = _validation(index, spec, recipe)
-    manager = tf.train.CheckpointManager(trainer.checkpoint, os.path.join(workdir, 'checkpoints'), 2)
+    checkpoints = os.path.join(workdir, 'checkpoints')
+    files.remove_leftovers(workdir, checkpoints)
+    manager = tf.train.CheckpointManager(trainer.checkpoint, checkpoints, 2)
     if manager.latest_checkpoint:
         trainer.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
         console.say(f'train: continues at step {int(trainer.step)} of {total}')

@@ -220,3 +220,21 @@ def test_a_stopped_run_is_continued_by_the_same_command(run, tmp_path):
     broken, whole = (artefact.load(f'{tmp_path}/{name}/model.keras').model for name in ('w', 'unbroken'))
     for a, b in zip(broken.get_weights(), whole.get_weights()):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_evaluation_on_five_videos_with_batch_two_counts_five(run, tmp_path):
+    root, flags = run
+    for i in range(5):
+        conftest.counting_video(tmp_path / f'v/test/{("ball", "water")[i % 2]}/{i}.avi', 17 + i)
+    words = [*flags, f'--videos={tmp_path}/v', f'--records={tmp_path}/r', f'--workdir={tmp_path}/w',
+             f'--weights={root}/run/model.keras', '--eval_batch_size=2']
+    assert _main('--mode=prepare,evaluate', *words, '--clips=1') == 0
+    result = json.loads((tmp_path / 'w/evaluate.json').read_text())
+    assert (result['videos'], result['clips'], np.sum(result['confusion'])) == (5, 5, 5)
+    assert _main('--mode=evaluate', *words, '--clips=3', '--crops=ten') == 0
+    result = json.loads((tmp_path / 'w/evaluate.json').read_text())
+    assert (result['videos'], result['clips'], np.sum(result['confusion'])) == (5, 15, 5)
+    assert _main('--mode=evaluate', f'--scores={tmp_path}/w/scores.npz,{tmp_path}/w/scores.npz',
+                 f'--workdir={tmp_path}/fused') == 0
+    fused = json.loads((tmp_path / 'fused/evaluate.json').read_text())
+    assert fused['video_hit@1'] == result['video_hit@1']

@@ -100,11 +100,20 @@ def test_colour_factors():
     np.testing.assert_allclose(colour(3., 1., 1.), [120, 240, 255])
 
 
+def test_an_epoch_of_all_clips(index):
+    spec = _spec(clip_length=8)
+    split = index.split('train')  # 20 … 30 frames: two or three clips of 8 each
+    batches = list(pipeline.for_training(split, spec, batch_size=4, epoch=0, choice='all').as_numpy_iterator())
+    found = sorted((int(r), _frames(c)[0]) for clips, _, rs in batches for c, r in zip(clips, rs))
+    assert found == [(r, start) for r, n in enumerate(split.frames) for start in range(0, n - 7, 8)]
+    assert pipeline.num_training_clips(split, spec, 'all') == len(found)
+
+
 def test_videos_that_are_too_short_can_be_left_out(index):
     spec = _spec(short='drop', clip_length=24, stride=1, mean=np.zeros(3))
     split = index.split('train')  # 20 … 30 frames: seven of eleven are long enough
     batches = list(pipeline.for_training(split, spec, batch_size=4, epoch=0).as_numpy_iterator())
-    assert pipeline.num_training_clips(split, spec) == 7
+    assert pipeline.num_training_clips(split, spec, 'random') == 7
     expected = np.flatnonzero(split.frames >= 24)
     assert sorted(np.concatenate([batch[2] for batch in batches])) == expected.tolist()
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import csv
 import json
 import os
 import pathlib
@@ -208,3 +209,36 @@ def test_png_records_hold_the_exact_pixels(tmp_path):
     raw, = tf.data.TFRecordDataset(str(tmp_path / 'r/train-00000-of-00001.tfrecord')).as_numpy_iterator()
     images = records.parse(raw)[records.IMAGE]
     np.testing.assert_array_equal([records.decode_image(image) for image in images], frames)
+
+
+def _sleep(task, given_up, reading):
+    for place in range(len(task.examples)):
+        reading(place)
+        if place == 1 and place not in given_up:
+            time.sleep(60)
+    pathlib.Path(task.path).write_text(json.dumps(given_up))
+    pathlib.Path(task.report).write_text('{"bytes": 1}')
+
+
+def test_a_decoder_that_hangs_costs_its_file_only(tmp_path):
+    task = local_runner.Task(str(tmp_path / 'shard'), str(tmp_path / 'report'), 'train', [()] * 3)
+    local_runner.run([task], _sleep, num_workers=1, video_timeout=1.0)
+    assert json.loads((tmp_path / 'shard').read_text()) == {'1': 'timed out: no frame for 1 s'}
+
+
+def test_every_odd_file_is_prepared_or_reported(shared, tmp_path):
+    with open(shared / 'data/odd/EXPECT.tsv', encoding='utf-8') as file:
+        expected = {row['file']: int(row['pyav_frames'] or 0) for row in csv.DictReader(file, delimiter='\t')}
+    (tmp_path / 'list.txt').write_text(''.join(f'{name} 0\n' for name in expected))
+    dataset = datasets.load('list', videos=str(shared / 'data'), train_list=str(tmp_path / 'list.txt'))
+    index = prepare.prepare(dataset, str(tmp_path / 'r'), frame_size=(24, 32), max_failures=-1,
+                            max_frames=10_000)
+    found = {}
+    for shard in index['splits']['train']['shards']:
+        for example in _examples(tmp_path / 'r' / shard['file']):
+            name = example.context.feature['clip/media_id'].bytes_list.value[0].decode()
+            found[name] = len(example.feature_lists.feature_list['image/encoded'].feature)
+    skipped = [json.loads(line) for line in (tmp_path / 'r/skipped.jsonl').read_text().splitlines()]
+    assert found == {name: count for name, count in expected.items() if count}
+    assert all(skip['reason'] for skip in skipped)
+    assert len(found) + len(skipped) == len(expected) == index['found']

@@ -96,8 +96,7 @@ def test_plain_keras_fit_works_on_the_pipeline(records_dir):
     index = records.read_index(records_dir)
     spec = preprocess.Preprocessing((24, 32), 20, 16, 1, np.float32(100) * np.ones((), np.float32))
     batches = pipeline.for_training(index.split('train'), spec, batch_size=4, epoch=0)
-    recipe = train.Recipe(**SMALL)
-    model = trainers.Trainer(recipe, 2, 3, tf.distribute.get_strategy()).model
+    model = train.Recipe(**SMALL).network(2)
     model.compile('sgd', keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit(batches.map(lambda clips, labels, _: (clips, labels)), verbose=0)
     assert np.isfinite(history.history['loss'][0])

@@ -14,7 +14,7 @@ from c3d_tf import flags
 from c3d_tf import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-VERBS = {'prepare', 'train', 'evaluate', 'predict', 'export'}
+VERBS = {'prepare', 'train', 'evaluate', 'predict', 'export', 'benchmark'}
 MARKDOWN = sorted(path for path in ROOT.rglob('*.md') if '.venv' not in str(path))
 
 
@@ -74,7 +74,8 @@ def test_imports_point_down():
         if module.startswith('c3d_tf.models'):
             assert ours <= {'models'}, module
         if module.startswith('c3d_tf.models') or module in (
-                'c3d_tf.data.video', 'c3d_tf.data.clips', 'c3d_tf.data.moving_shapes'):
+                'c3d_tf.data.video', 'c3d_tf.data.clips', 'c3d_tf.data.moving_shapes',
+                'c3d_tf.data.datasets', 'c3d_tf.data.lists', 'c3d_tf.data.sources'):
             assert not any(name.split('.')[0] == 'tensorflow' for name in found), module
         if module not in ('c3d_tf.main', 'c3d_tf.flags'):
             assert not any(name.startswith('absl') for name in found), module

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 
 from c3d_tf.common import errors
 
@@ -23,10 +24,13 @@ def replacing(path: str):
             os.remove(temporary)
 
 
-def remove_leftovers(directory: str) -> None:
-    """Deletes the temporary files that a killed run left in `directory`."""
-    for path in glob.glob(os.path.join(glob.escape(directory), '*.tmp-*')):
-        os.remove(path)
+def remove_leftovers(*directories: str) -> None:
+    """Deletes what a killed run left half-written in the directories."""
+    for directory in directories:
+        # '*_temp' is the folder in which tf.train.Checkpoint writes.
+        for pattern in ('*.tmp-*', '*_temp'):
+            for path in glob.glob(os.path.join(glob.escape(directory), pattern)):
+                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
 def write_text(path: str, text: str) -> None:

@@ -4,31 +4,43 @@
 import collections
 import dataclasses
 import hashlib
+import math
 import os
 import re
-import urllib.parse
 
 from c3d_tf.common import errors
+from c3d_tf.data import lists as official
 from c3d_tf.data import moving_shapes
+from c3d_tf.data import sources
 
-SPLITS = ('train', 'val', 'test')
+SPLITS = official.SPLITS
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Example:
-    """One video with its labels.
+    """One video, or a part of one, with its labels.
 
     Attributes:
-      path: the video file.
+      path: what `sources.frames` reads: a video file, a folder of frame images, a TFDS example.
       labels: class indices, one or (Sports-1M) several.
       group: what must not be on two sides of a split, e.g. the film that a clip was cut from.
       split: one of SPLITS.
+      start, end: seconds; only frames with start <= time < end are taken.
     """
 
     path: str
     labels: tuple[int, ...]
     group: str
     split: str
+    start: float = 0.0
+    end: float = math.inf
+
+    @property
+    def source(self) -> str:
+        """The path, with `#start-end` behind it where only a part is taken."""
+        if (self.start, self.end) == (0.0, math.inf):
+            return self.path
+        return f'{self.path}#{self.start:.12g}-{self.end:.12g}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Dataset:
     """The examples of all splits, sorted by path.
 
     Attributes:
-      name: a key of DATASETS.
+      name: a key of DATASETS, or tfds:NAME.
       root: the folder that names of videos are relative to.
       class_names: in order of their index.
       examples: sorted by path.
@@ -49,7 +61,7 @@ class Dataset:
 
     def media_id(self, example: Example) -> str:
         """Returns the video's name in records and results: its path below the root."""
-        return os.path.relpath(example.path, self.root)
+        return _below(example.source, self.root)
 
 
 def load(
@@ -58,7 +70,10 @@ def load(
     videos: str,
     lists: str = '',
     train_list: str = '',
+    val_list: str = '',
     test_list: str = '',
+    fold: int = 1,
+    groups: str = '',
     group_regex: str = '',
     val_fraction: float = 0.0,
     test_fraction: float = 0.2,
@@ -67,121 +82,75 @@ def load(
     """Returns the data set `name`.
 
     Args:
-      name: a key of DATASETS.
-      videos: the folder that holds the video files.
+      name: a key of DATASETS, or tfds:NAME.
+      videos: the folder that holds the video files; for tfds, its data_dir.
       lists: the folder that holds the data set's official lists.
-      train_list: for 'list', a file with a line `path label` per video; paths are below `videos`.
-      test_list: for 'list', the same for the test split.
+      train_list, val_list, test_list: for 'list', files with a line `path label` per video, paths
+        below `videos`; for 'csv' and 'c3d_lst', see `lists.table` and `lists.c3d_lst`.
+      fold: for 'ucf101' and 'hmdb51', which of the three official splits.
+      groups: a CSV or TSV file with a header; its first two columns are a video's path below `videos`
+        and its group.
       group_regex: the group of a video is the regex's first match in its file stem (its first
-        capture where it has one); '' makes every video a group of its own.
-      val_fraction: for 'folder' and 'list', the share of groups that becomes the val split.
-      test_fraction: for 'folder', the share of groups that becomes the test split.
+        capture where it has one). Without a match, and without `groups`, the group is what the list
+        says, or else the video itself: its path without the ending.
+      val_fraction: the share of the training groups that becomes the val split, where there is none.
+      test_fraction: for a 'folder' without splits, the share of groups that becomes the test split.
       seed: seeds the split of groups, and the labels of moving_shapes' videos.
 
     Raises:
       errors.UsageError: a folder, list or class is missing, empty or contradicts itself.
     """
-    if name not in DATASETS:
-        raise errors.UsageError(f'--dataset={name}: expected one of {", ".join(DATASETS)}')
+    is_tfds = name.startswith('tfds:')
+    if name not in DATASETS and not is_tfds:
+        raise errors.UsageError(f'--dataset={name}: expected one of {", ".join(DATASETS)}, tfds:NAME')
     if not 0 <= val_fraction < 1 or not 0 <= test_fraction < 1 or val_fraction + test_fraction >= 1:
         raise errors.UsageError('--val_fraction and --test_fraction: expected shares from 0 up to 1, '
                                 f'less than 1 together; got {val_fraction} and {test_fraction}')
-    arguments = dict(
-        videos=videos, lists=lists, train_list=train_list, test_list=test_list,
-        group=_grouping(group_regex), val_fraction=val_fraction, test_fraction=test_fraction,
-        seed=seed,
-    )
-    dataset = DATASETS[name](**arguments)
+    if name in ('folder', 'list', 'csv', 'ucf101', 'hmdb51'):
+        _require_folder(videos)
+    group = _grouping(videos, groups, group_regex)
+    class_names, rows = (_tfds if is_tfds else DATASETS[name])(
+        name=name, videos=videos, lists=lists, train_list=train_list, val_list=val_list,
+        test_list=test_list, fold=fold, seed=seed)
+    has_val = any(row.split == 'val' for row in rows)
+    examples = set()  # a list that names a video twice in the same way means it once
+    for row in rows:
+        key, split = group(row), row.split
+        if not split:
+            split = _draw_split(key, val_fraction, test_fraction, seed)
+        elif split == 'train' and not has_val:
+            split = _draw_split(key, val_fraction, 0, seed)
+        examples.add(Example(row.path, row.labels, key, split, row.start, row.end))
+    in_order = sorted(examples, key=lambda e: (e.path, e.start, e.end, e.labels))
+    dataset = Dataset(name, videos, class_names, tuple(in_order))
     _check(dataset)
     return dataset
 
 
-def _folder(*, videos, group, val_fraction, test_fraction, seed, **_) -> Dataset:
-    """`videos/CLASS/file`, or `videos/SPLIT/CLASS/file`; every file is tried, whatever its name."""
-    _require_folder(videos, '--videos')
+def _folder(*, videos, **_) -> tuple[tuple[str, ...], list[official.Row]]:
+    """`videos/CLASS/video`, or `videos/SPLIT/CLASS/video`.
+
+    A video is a file, every one of them and whatever its name, or a folder of frame images.
+    """
     given = [split for split in SPLITS if os.path.isdir(os.path.join(videos, split))]
     roots = {split: os.path.join(videos, split) for split in given} or {'': videos}
     classes = sorted({name for root in roots.values() for name in _subfolders(root)})
-    examples = []
+    rows = []
     for split, root in roots.items():
         for index, name in enumerate(classes):
-            files = _files(os.path.join(root, name))
-            if not files:
-                raise errors.UsageError(f'{os.path.join(root, name)}: the class has no videos'
+            folder = os.path.join(root, name)
+            paths = _entries(folder)
+            if not paths:
+                raise errors.UsageError(f'{folder}: the class has no videos'
                                         f'{" in split " + split if split else ""}')
-            for path in files:
-                key = group(path)
-                part = split or _draw_split(key, val_fraction, test_fraction, seed)
-                examples.append(Example(path, (index,), key, part))
-    if 'train' in given and 'val' not in given:
-        examples = _with_validation(examples, val_fraction, seed)
-    return Dataset('folder', videos, tuple(classes), tuple(sorted(examples)))
+            if all(sources.is_image(path) for path in paths):
+                raise errors.UsageError(f'{folder}: expected the videos of a class, found the images of '
+                                        f'one; they belong into {os.path.join(root, "CLASS", name)}')
+            rows += [official.Row(path, (index,), split) for path in paths]
+    return tuple(classes), rows
 
 
-def _list(*, videos, lists, train_list, test_list, group, val_fraction, seed, **_) -> Dataset:
-    """Text lists of `path label`, the label a number or a name.
-
-    Names of classes come from `lists/classes.txt` (lines `index name`) where there is one.
-    """
-    _require_folder(videos, '--videos')
-    if not train_list and not test_list:
-        raise errors.UsageError('--dataset=list needs --train_list or --test_list: '
-                                'a text file with a line `path label` per video')
-    rows = []
-    for split, path in (('train', train_list), ('test', test_list)):
-        rows += [(split, *row) for row in _read_pairs(path)] if path else []
-    names_file = os.path.join(lists or os.path.dirname(train_list or test_list), 'classes.txt')
-    if os.path.exists(names_file):
-        classes = _read_class_names(names_file)
-    elif all(label.isdigit() for _, _, label in rows):
-        classes = tuple(str(i) for i in range(1 + max(int(label) for _, _, label in rows)))
-    else:
-        classes = tuple(sorted({label for _, _, label in rows}))
-    index = {name: i for i, name in enumerate(classes)}
-    examples = []
-    for split, name, label in rows:
-        if label not in index and not (label.isdigit() and int(label) < len(classes)):
-            raise errors.UsageError(f'{train_list if split == "train" else test_list}: {name} has '
-                                    f'label {label!r}; expected one of the {len(classes)} classes '
-                                    f'of {names_file}')
-        number = index[label] if label in index else int(label)
-        path = os.path.join(videos, name)
-        examples.append(Example(path, (number,), group(path), split))
-    if examples and not any(os.path.exists(example.path) for example in examples):
-        raise errors.UsageError(f'none of the {len(examples)} videos of {train_list or test_list} '
-                                f'exists; the first was looked for at {examples[0].path}. '
-                                'Set --videos to the folder that the listed paths start from.')
-    return Dataset('list', videos, classes, tuple(sorted(_with_validation(examples, val_fraction, seed))))
-
-
-def _sports1m(*, videos, lists, group, val_fraction, seed, **_) -> Dataset:
-    """The lists of the DeepVideo project: `URL label,label…` a line, files named by video id."""
-    wanted = ('train_partition.txt', 'test_partition.txt', 'labels.txt')
-    missing = [name for name in wanted if not os.path.isfile(os.path.join(lists or '.', name))]
-    if not os.path.isdir(videos or '.') or not lists or missing:
-        raise errors.UsageError(
-            f'Sports-1M was looked for in --videos={videos} (files named VIDEO_ID.mp4 or the like) '
-            f'and --lists={lists} ({", ".join(wanted)}; missing: {", ".join(missing) or "none"}).\n'
-            'The lists are in the folder "original" of the sports-1m-dataset repository of '
-            'gtoderici on GitHub, labels.txt beside it; the videos are fetched from YouTube by id.')
-    classes = tuple(_read_lines(os.path.join(lists, 'labels.txt')))
-    by_id = {os.path.splitext(os.path.basename(path))[0]: path for path in _files(videos)}
-    examples = []
-    for split in ('train', 'test'):
-        for url, text in _read_pairs(os.path.join(lists, f'{split}_partition.txt')):
-            identity = urllib.parse.parse_qs(urllib.parse.urlparse(url).query).get('v', [''])[0]
-            if not identity:
-                raise errors.UsageError(f'{split}_partition.txt: no video id (?v=…) in {url!r}')
-            labels = tuple(int(label) for label in text.split(','))
-            path = by_id.get(identity, os.path.join(videos, f'{identity}.mp4'))
-            examples.append(Example(path, labels, group(path), split))
-    if examples and not by_id:
-        raise errors.UsageError(f'--videos={videos}: the folder has no files; '
-                                f'expected videos named by their id, e.g. {examples[0].path}')
-    return Dataset('sports1m', videos, classes, tuple(sorted(_with_validation(examples, val_fraction, seed))))
-
-
-def _moving_shapes(*, videos, val_fraction, seed, **_) -> Dataset:
+def _moving_shapes(*, videos, seed, **_) -> tuple[tuple[str, ...], list[official.Row]]:
     """The embedded data set, written to `videos` where it is not there yet."""
     if not videos:
         raise errors.UsageError('--dataset=moving_shapes needs --videos: the folder to write it to')
@@ -189,80 +158,99 @@ def _moving_shapes(*, videos, val_fraction, seed, **_) -> Dataset:
         moving_shapes.write(videos, seed=seed)
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
-    examples = [
-        Example(path, (index,), path, split)
+    return moving_shapes.CLASSES, [
+        official.Row(path, (index,), split)
         for split in ('train', 'test')
         for index, name in enumerate(moving_shapes.CLASSES)
-        for path in _files(os.path.join(videos, split, name))
+        for path in _entries(os.path.join(videos, split, name))
     ]
-    return Dataset('moving_shapes', videos, moving_shapes.CLASSES,
-                   tuple(sorted(_with_validation(examples, val_fraction, seed))))
+
+
+def _tfds(*, name, videos, **_) -> tuple[tuple[str, ...], list[official.Row]]:
+    names, examples = sources.tfds_examples(name.removeprefix('tfds:'), videos)
+    return names, [official.Row(*example) for example in examples]
 
 
 DATASETS = {
     'folder': _folder,
-    'list': _list,
-    'sports1m': _sports1m,
+    'list': official.pairs,
+    'csv': official.table,
+    'ucf101': official.ucf101,
+    'hmdb51': official.hmdb51,
+    'sports1m': official.sports1m,
+    'c3d_lst': official.c3d_lst,
     'moving_shapes': _moving_shapes,
 }
 
 
-def _grouping(regex: str):
+def _grouping(root: str, groups: str, regex: str):
+    """Returns the function from a row to its group: see `load`."""
+    listed = official.read_groups(groups) if groups else None
     try:
         pattern = re.compile(regex)
     except re.error as error:
         raise errors.UsageError(f'--group_regex={regex}: {error}') from error
 
-    def group(path: str) -> str:
-        stem = os.path.splitext(os.path.basename(path))[0]
+    def group(row: official.Row) -> str:
+        name = _below(row.path, root)
+        if listed is not None:
+            if name not in listed:
+                raise errors.UsageError(f'--groups={groups}: no group for {name}; expected a line for '
+                                        'every video, its path below --videos in the first column')
+            return listed[name]
+        stem = os.path.splitext(os.path.basename(name))[0]
         match = pattern.search(stem) if regex else None
-        if match is None:
-            return path
-        return match.group(1 if pattern.groups else 0)
+        if match and (found := match.group(1 if pattern.groups else 0)):
+            return found
+        # Where we draw the split, x.avi and x.mp4 of one folder stay together. Below the root, so that
+        # the draw is the same wherever the folder lies.
+        return row.group or (name if row.split else os.path.splitext(name)[0])
 
     return group
 
 
+def _below(path: str, root: str) -> str:
+    """Returns the path as seen from the root, or as it is where it lies elsewhere."""
+    relative = os.path.relpath(path, root or '.')
+    return path if relative.startswith(os.pardir + os.sep) else relative
+
+
 def _draw_split(group: str, val_fraction: float, test_fraction: float, seed: int) -> str:
     # A hash and no shuffle: a video that is added later moves no other one to another split.
-    digest = hashlib.sha256(f'{seed}:{group}'.encode()).digest()
+    digest = hashlib.sha256(f'{seed}:{group}'.encode(errors='surrogateescape')).digest()
     place = int.from_bytes(digest[:8], 'big') / 2**64
     if place < test_fraction:
         return 'test'
     return 'val' if place < test_fraction + val_fraction else 'train'
 
 
-def _with_validation(examples: list[Example], val_fraction: float, seed: int) -> list[Example]:
-    """Moves a share of the training groups to the val split."""
-    return [
-        dataclasses.replace(example, split=_draw_split(example.group, val_fraction, 0, seed))
-        if example.split == 'train' else example
-        for example in examples
-    ]
-
-
 def _check(dataset: Dataset) -> None:
+    if not dataset.examples:
+        raise errors.UsageError(f'the data set {dataset.name} is empty')
+    sides = collections.defaultdict(set)
+    for example in dataset.examples:
+        sides[example.group].add(example.split)
+    leaks = [f'{group} ({", ".join(sorted(splits))})'
+             for group, splits in sorted(sides.items()) if len(splits) > 1]
+    if leaks:
+        raise errors.UsageError(f'groups in more than one split ({len(leaks)}): {", ".join(leaks[:3])}'
+                                f'{" …" if len(leaks) > 3 else ""}: a test on them would measure memory')
+    seen = set()
     for example in dataset.examples:
         for label in example.labels:
             if not 0 <= label < len(dataset.class_names):
                 raise errors.UsageError(f'{example.path}: label {label} is outside the '
                                         f'{len(dataset.class_names)} classes')
-    sides = collections.defaultdict(set)
-    for example in dataset.examples:
-        sides[example.group].add(example.split)
-    leaks = sorted(group for group, splits in sides.items() if len(splits) > 1)
-    if leaks:
-        raise errors.UsageError(f'{len(leaks)} groups are in more than one split, e.g. '
-                                f'{", ".join(leaks[:3])}: a test on them would measure memory')
-    if not dataset.examples:
-        raise errors.UsageError(f'the data set {dataset.name} is empty')
+        if example.source in seen:
+            raise errors.UsageError(f'{example.source} is listed twice, with different labels')
+        seen.add(example.source)
 
 
-def _require_folder(path: str, flag: str) -> None:
+def _require_folder(path: str) -> None:
     if not path:
-        raise errors.UsageError(f'{flag} is not set: expected the folder of the videos')
+        raise errors.UsageError('--videos is not set: expected the folder of the videos')
     if not os.path.isdir(path):
-        raise errors.UsageError(f'{flag}={path}: no such folder')
+        raise errors.UsageError(f'--videos={path}: no such folder')
 
 
 def _subfolders(path: str) -> list[str]:
@@ -272,37 +260,9 @@ def _subfolders(path: str) -> list[str]:
     return names
 
 
-def _files(path: str) -> list[str]:
+def _entries(path: str) -> list[str]:
+    """Returns the files, and the folders that are not hidden."""
     if not os.path.isdir(path):
         return []
-    return sorted(entry.path for entry in os.scandir(path) if not entry.is_dir())
-
-
-def _read_lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding='utf-8') as file:
-            return [line.strip() for line in file if line.strip()]
-    except FileNotFoundError as error:
-        raise errors.UsageError(f'{path}: no such list') from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise errors.UsageError(f'{path}: not a text file ({error})') from error
-
-
-def _read_pairs(path: str) -> list[tuple[str, str]]:
-    """Reads `path label` lines; the path may hold blanks, the label may not."""
-    pairs = []
-    for number, line in enumerate(_read_lines(path), 1):
-        parts = line.replace('\\', '/').rsplit(maxsplit=1)
-        if len(parts) != 2:
-            raise errors.UsageError(f'{path}, line {number}: expected `path label`, got {line!r}')
-        pairs.append((parts[0], parts[1]))
-    return pairs
-
-
-def _read_class_names(path: str) -> tuple[str, ...]:
-    """Reads `index name` lines; the indices must be 0, 1, 2 …"""
-    rows = [line.split(maxsplit=1) for line in _read_lines(path)]
-    if [row[0] for row in rows] != [str(i) for i in range(len(rows))] or any(
-            len(row) != 2 for row in rows):
-        raise errors.UsageError(f'{path}: expected lines `index name` with indices 0, 1, 2 …')
-    return tuple(row[1] for row in rows)
+    return sorted(entry.path for entry in os.scandir(path)
+                  if not entry.is_dir() or not entry.name.startswith('.'))

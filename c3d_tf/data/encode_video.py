@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One video file → its records: the work that every runner of prepare shares."""
+"""One video → its records: the work that every runner of prepare shares."""
 
 import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from c3d_tf.common import files
 from c3d_tf.data import records
+from c3d_tf.data import sources
 from c3d_tf.data import video
 
 JPEG_QUALITY = 95  # the original lost 3 points of accuracy to ffmpeg's default (issue 118 of C3D)
@@ -54,23 +56,24 @@ def encode(
     media_id: str,
     spans: int,
     settings: Settings,
+    start: float = 0.0,
+    end: float = math.inf,
     alive: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[bytes, int]]:
     """Yields (record, frames in it) for the spans of one video, in order.
 
     Args:
-      path: the video file.
+      path: what `sources.frames` reads.
       number: the video's place in its split; seeds its random spans.
       labels, label_texts, media_id: see `records.encode`.
       spans: how many are drawn at random; 0 keeps the whole video.
       settings: what decides the bytes.
+      start, end: seconds; only frames with start <= time < end are taken.
       alive: called at every frame, so that a watcher knows a slow file from a stuck one.
 
     Raises:
-      video.VideoError: the file cannot be read.
+      video.VideoError: the video cannot be read, or has no frame in that time.
     """
-    if not os.path.lexists(path):
-        raise video.VideoError('no such file')
     size = settings.frame_size
 
     def record(span):
@@ -79,11 +82,25 @@ def encode(
             images, [frame.time for frame in span], image_format=settings.frame_format, size=size,
             labels=labels, label_texts=label_texts, media_id=media_id, path=path), len(span)
 
+    first, stop = round(start * 1e6), end if math.isinf(end) else round(end * 1e6)  # in microseconds
+
+    def taken(**options):
+        found = False
+        for frame in sources.frames(path, **options):
+            alive()
+            if frame.time >= stop:
+                break
+            if frame.time >= first:
+                found = True
+                yield frame
+        if not found:
+            raise video.VideoError(f'no frame from {start:g} s to {end:g} s: the reading ended at the '
+                                   f'frame of {frame.time / 1e6:g} s')
+
     if not spans:
         overlap = settings.clip_length // 2
         span, fresh = [], 0  # `fresh` counts the frames that no earlier record holds
-        for frame in video.decode(path, size=size):
-            alive()
+        for frame in taken(size=size):
             span.append(frame)
             fresh += 1
             if len(span) == settings.max_frames:
@@ -95,13 +112,11 @@ def encode(
 
     # The length is known only once the file is decoded, so it is decoded twice: memory stays flat.
     times = []
-    for frame in video.decode(path):
-        alive()
+    for frame in taken():
         times.append(frame.time)
     drawn = collections.deque(_draw_spans(np.array(times), spans, number, settings))
     held = []  # the frames of the oldest span that is not written, and all since
-    for index, frame in enumerate(video.decode(path)):
-        alive()
+    for index, frame in enumerate(taken()):
         if index >= drawn[0][0]:
             held.append(video.Frame(frame.time, video.resize(frame.image, size)))
         while drawn and index + 1 == drawn[0][1]:  # several spans may be the same
@@ -155,11 +170,12 @@ def write_shard(task, given_up: dict[int, str], reading: Callable[[int], None], 
                             example.path, number=number, labels=example.labels,
                             label_texts=[class_names[label] for label in example.labels],
                             media_id=name, spans=spans, settings=settings,
+                            start=example.start, end=example.end,
                             alive=functools.partial(reading, place)):
                         write(record)
                         lengths.append(length)
                 except video.VideoError as error:
-                    report['skipped'].append({'path': example.path, 'reason': str(error)})
+                    report['skipped'].append({'path': example.source, 'reason': str(error)})
                     continue
                 report['records'].append(len(lengths))
                 report['frames'] += lengths

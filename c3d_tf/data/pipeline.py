@@ -28,7 +28,7 @@ def read_clips(
     def clip(row):
         return _decode(row['images'], starts[row['clip']], clip_length, stride, 'loop')
 
-    return _rows(split, splits).map(clip, tf.data.AUTOTUNE, deterministic=True)
+    return _rows(split, splits, np.arange(len(split.files))).map(clip, tf.data.AUTOTUNE, deterministic=True)
 
 
 def for_training(
@@ -37,17 +37,20 @@ def for_training(
     *,
     batch_size: int,
     epoch: int,
+    choice: str = 'random',
     skip: int = 0,
     seed: int = 0,
     **choices,
 ) -> tf.data.Dataset:
-    """Returns one epoch of random clips, one a record, in an order of its own.
+    """Returns one epoch of clips in an order of its own.
 
     Args:
       split: the records.
       spec: sizes and mean.
       batch_size: clips a step over all replicas; the last batch of the epoch may be smaller.
       epoch: with `seed` decides the order and every random choice.
+      choice: 'random', one clip from anywhere in each record; or 'all', every clip of a list of clips
+        that follow one another, as the paper cuts UCF101.
       skip: batches at the start of the epoch that an earlier run has used already.
       seed: see `epoch`.
       **choices: crops, flip and other arguments of `clips.plan`.
@@ -55,20 +58,14 @@ def for_training(
     Returns:
       batches of (clips float32 [B, T, S, S, 3], labels int32 [B], records int64 [B]).
     """
-    # A record is its own video here: every record gives one clip an epoch.
-    plan = clips.plan(
-        split.frames, np.arange(len(split.frames)), choice='random', count=1,
-        seed=seed, epoch=epoch, **_sizes(spec), **choices)
+    # A record is its own video here: every record gives its clips each epoch.
+    plan = clips.plan(split.frames, np.arange(len(split.frames)), choice=choice, count=1, seed=seed,
+                      epoch=epoch, **_sizes(spec), **choices)
     table = _Table(plan)
     order = np.random.default_rng([seed, epoch, 1]).permutation(len(split.files))
-    record_bytes = max(split.num_bytes // max(len(split.frames), 1), 1)
-    buffer = int(np.clip(SHUFFLE_BYTES // record_bytes, 16, len(split.frames) + 1))
-    # One clip a record, or none of one that is too short.
-    first = tf.constant(plan.splits[:-1])
-    rows = _parsed(split, order).map(lambda row: {**row, 'clip': first[row['record']]})
-    if len(plan.start) < len(split.frames):
-        used = tf.constant(np.diff(plan.splits) > 0)
-        rows = rows.filter(lambda row: used[row['record']])
+    row_bytes = max(split.num_bytes // max(len(split.frames), 1), 1)
+    buffer = int(np.clip(SHUFFLE_BYTES // row_bytes, 16, len(plan.start) + 1))
+    rows = _rows(split, tf.constant(plan.splits), order)
     rows = rows.shuffle(buffer, seed=_small_seed(seed, epoch), reshuffle_each_iteration=False)
     rows = rows.skip(skip * batch_size)
 
@@ -80,6 +77,14 @@ def for_training(
         return clip, tf.cast(labels[tf.minimum(pick, tf.size(labels) - 1)], tf.int32), row['record']
 
     return rows.map(example, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+
+
+def num_training_clips(split: records.Split, spec: preprocess.Preprocessing, choice: str) -> int:
+    """Returns the clips of one epoch of `for_training`."""
+    record, _ = clips.choose(
+        split.frames, np.arange(len(split.frames)), choice=choice, clip_length=spec.clip_length,
+        stride=spec.stride, short=spec.short, rng=np.random.default_rng(0))
+    return len(record)
 
 
 def for_evaluation(
@@ -108,7 +113,7 @@ def for_evaluation(
         split.frames, split.videos, choice=choice, count=count, step=step, crops=crops, seed=seed,
         **_sizes(spec))
     table = _Table(plan)
-    rows = _rows(split, tf.constant(plan.splits))
+    rows = _rows(split, tf.constant(plan.splits), np.arange(len(split.files)))
     chosen = rows.map(lambda row: (table.clip(row, spec), row['record']), tf.data.AUTOTUNE,
                       deterministic=True)
     return chosen.batch(batch_size).prefetch(2)
@@ -123,12 +128,6 @@ def read_labels(split: records.Split) -> tuple[list[str], list[list[int]]]:
             names.append(row['name'].decode(errors='surrogateescape'))
             labels.append(row['labels'].tolist())
     return names, labels
-
-
-def num_training_clips(split: records.Split, spec: preprocess.Preprocessing) -> int:
-    """Returns the clips of one epoch: one a record, none of those that are dropped as too short."""
-    long_enough = split.frames >= clips.extent(spec.clip_length, spec.stride)
-    return int(long_enough.sum()) if spec.short == 'drop' else len(split.frames)
 
 
 def _sizes(spec: preprocess.Preprocessing) -> dict:
@@ -180,14 +179,14 @@ def _parsed(split: records.Split, shard_order: np.ndarray) -> tf.data.Dataset:
     return found.map(parse, tf.data.AUTOTUNE, deterministic=True)
 
 
-def _rows(split: records.Split, splits: tf.Tensor) -> tf.data.Dataset:
-    """Yields a row for every clip in record order: the record, still encoded, and its plan line."""
+def _rows(split: records.Split, splits: tf.Tensor, shard_order: np.ndarray) -> tf.data.Dataset:
+    """Yields a row for every clip of every record: the record, still encoded, and its plan line."""
 
     def expand(row):
         lines = tf.range(splits[row['record']], splits[row['record'] + 1])
         return tf.data.Dataset.from_tensor_slices(lines).map(lambda line: {**row, 'clip': line})
 
-    return _parsed(split, np.arange(len(split.files))).flat_map(expand)
+    return _parsed(split, shard_order).flat_map(expand)
 
 
 def _small_seed(*numbers: int) -> int:

@@ -8,6 +8,7 @@ import keras
 from c3d_tf.models import c3d
 from c3d_tf.models import depth_study
 from c3d_tf.models import precisions
+from c3d_tf.models import res3d
 
 
 def _depths(name: str, *depths: int):
@@ -16,12 +17,14 @@ def _depths(name: str, *depths: int):
 
 MODELS = {
     'c3d': c3d.build,
+    'c3d_bn': c3d.build_bn,
     'depth_1': _depths('depth_1', 1, 1, 1, 1, 1),
     'depth_3': _depths('depth_3', 3, 3, 3, 3, 3),
     'depth_5': _depths('depth_5', 5, 5, 5, 5, 5),
     'depth_7': _depths('depth_7', 7, 7, 7, 7, 7),
     'increasing': _depths('increasing', 3, 3, 5, 5, 7),
     'decreasing': _depths('decreasing', 7, 5, 5, 3, 3),
+    'res3d_18': res3d.build,
 }
 INITIALIZERS = ('caffe', 'he')
 HEADS = ('fc', 'pool')
@@ -42,7 +45,8 @@ def build(
 ) -> keras.Model:
     """Returns a network: clips float32 [B, clip_length, crop_size, crop_size, 3] → logits [B, K].
 
-    Every layer is reachable by its name in the paper: conv*, fc6 and fc7 give the value after ReLU.
+    Every layer is reachable by its name in the paper: conv*, fc6 and fc7 give the value after ReLU;
+    for res3d_18 see `res3d.build`.
 
     Args:
       name: a key of MODELS.
@@ -50,11 +54,14 @@ def build(
       clip_length: frames of a clip.
       crop_size: side of the square input, in pixels.
       width: factor on all filters and hidden units; 1 in the paper.
-      batch_norm: batch normalisation after each convolution; not in the paper.
+      batch_norm: batch normalisation after each convolution; not in the paper. c3d_bn and res3d_18
+        always have it.
       initializer: 'caffe', the fillers of the original's prototxt, or 'he' for training from scratch
         on little data.
       head: 'fc', the paper's fc6 and fc7; or 'pool', the average over space and time, for little data.
-      dropout: the share of units dropped before a fully connected layer; 0.5 in the paper.
+        res3d_18 always has the average.
+      dropout: the share of units dropped before a fully connected layer; 0.5 in the paper. res3d_18
+        drops none.
       precision: 'float32', or 'bfloat16' or 'float16' with float32 weights and logits.
 
     Raises:

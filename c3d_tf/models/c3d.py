@@ -23,10 +23,15 @@ STAGES = (
 )
 
 
-def build(**options) -> keras.Model:
+def build(*, name: str = 'c3d', **options) -> keras.Model:
     """Returns C3D: eight 3x3x3 convolutions, fc6 and fc7 of 4096; options as `models.build`."""
-    return assemble([(name, filters, 3, bias, pool) for name, filters, bias, pool in STAGES],
-                    name='c3d', hidden=4096, **options)
+    return assemble([(conv, filters, 3, bias, pool) for conv, filters, bias, pool in STAGES],
+                    name=name, hidden=4096, **options)
+
+
+def build_bn(**options) -> keras.Model:
+    """Returns C3D with batch normalisation after each convolution, whatever `batch_norm` says."""
+    return build(**{**options, 'name': 'c3d_bn', 'batch_norm': True})
 
 
 def assemble(
@@ -59,9 +64,9 @@ def assemble(
     for conv, filters, depth, bias, pool in stages:
         # (B, T, H, W, C); batch norm has a bias of its own, so the convolution drops its.
         convolution = layers.Conv3D(
-            _scaled(filters, width), (depth, 3, 3), padding='same', use_bias=not batch_norm,
+            scaled(filters, width), (depth, 3, 3), padding='same', use_bias=not batch_norm,
             activation=None if batch_norm else 'relu',
-            kernel_initializer=_kernel_initializer(initializer, 0.01),
+            kernel_initializer=kernel_initializer(initializer, 0.01),
             bias_initializer=keras.initializers.Constant(bias if initializer == 'caffe' else 0),
             dtype=precisions.for_convolution(precision, time=x.shape[1], depth=depth),
             name=f'{conv}_conv' if batch_norm else conv)
@@ -84,20 +89,22 @@ def assemble(
         x = layers.Flatten(dtype=policy, name='flatten')(x)
         for number in (6, 7):
             x = layers.Dense(
-                _scaled(hidden, width), activation='relu', name=f'fc{number}',
-                kernel_initializer=_kernel_initializer(initializer, 0.005),
+                scaled(hidden, width), activation='relu', name=f'fc{number}',
+                kernel_initializer=kernel_initializer(initializer, 0.005),
                 bias_initializer=keras.initializers.Constant(1 if initializer == 'caffe' else 0),
                 dtype=policy)(x)
             x = layers.Dropout(dropout, dtype=policy, name=f'drop{number}')(x)
-    logits = layers.Dense(num_classes, kernel_initializer=_kernel_initializer(initializer, 0.01),
+    logits = layers.Dense(num_classes, kernel_initializer=kernel_initializer(initializer, 0.01),
                           dtype='float32', name='fc8')(x)
     return keras.Model(clips, logits, name=name)
 
 
-def _scaled(units: int, width: float) -> int:
+def scaled(units: int, width: float) -> int:
+    """Returns the filters or hidden units that `width` leaves, at least one."""
     return max(round(units * width), 1)
 
 
-def _kernel_initializer(name: str, stddev: float):
+def kernel_initializer(name: str, stddev: float):
+    """Returns the Keras initialiser: 'caffe', a Gaussian of `stddev`, or 'he'."""
     # Caffe's fillers in the prototxt: Gaussian, 0.01 for convolutions and fc8, 0.005 for fc6 and fc7.
     return keras.initializers.RandomNormal(0.0, stddev) if name == 'caffe' else 'he_normal'

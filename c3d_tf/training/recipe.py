@@ -3,6 +3,10 @@
 
 import dataclasses
 
+import keras
+
+from c3d_tf import models
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -12,6 +16,8 @@ class Recipe:
       model, width, batch_norm, initializer, head, dropout, precision: see `models.build`.
       clip_length, crop_size, stride, short: see `preprocess.Preprocessing`.
       mean: see `preprocess.load_mean`.
+      train_clips: 'random', one clip of each record an epoch, or 'all', every one; see
+        `pipeline.for_training`.
       flip, max_stride, min_scale, colour: see `clips.plan`.
       random_crop: crops anywhere instead of the centre.
       mixup: alpha of MixUp; 0 mixes nothing.
@@ -50,6 +56,7 @@ class Recipe:
     stride: int = 1
     short: str = 'loop'
     mean: str = 'volume'
+    train_clips: str = 'random'
     flip: bool = True
     random_crop: bool = True
     max_stride: int = 0
@@ -81,11 +88,22 @@ class Recipe:
     strategy: str = 'default'
     seed: int = 0
 
+    def network(self, num_classes: int) -> keras.Model:
+        """Returns the recipe's network.
+
+        Raises:
+          ValueError: the recipe names one that there is not.
+        """
+        return models.build(
+            self.model, num_classes=num_classes, clip_length=self.clip_length, crop_size=self.crop_size,
+            width=self.width, batch_norm=self.batch_norm, initializer=self.initializer, head=self.head,
+            dropout=self.dropout, precision=self.precision)
+
     def rate(self) -> float:
         """Returns the first learning rate for this batch size (Goyal et al., 2017)."""
         return self.learning_rate * (self.batch_size / self.base_batch_size if self.base_batch_size else 1)
 
     def choices(self) -> dict:
         """Returns the arguments of `clips.plan` that are for training only."""
-        return {'crops': 'random' if self.random_crop else 'centre', 'flip': self.flip,
-                'max_stride': self.max_stride, 'min_scale': self.min_scale, 'colour': self.colour}
+        return {'choice': self.train_clips, 'crops': 'random' if self.random_crop else 'centre',
+                'flip': self.flip, 'max_stride': self.max_stride, 'min_scale': self.min_scale, 'colour': self.colour}

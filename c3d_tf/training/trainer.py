@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network, its optimizer and one update of both, on one device or many."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from c3d_tf import models
 from c3d_tf.training import schedules
 
 
@@ -20,22 +21,21 @@ class Trainer:
       checkpoint: all that a stopped run needs.
     """
 
-    def __init__(self, recipe, num_classes: int, total: int, strategy: tf.distribute.Strategy,
-                 class_weights: np.ndarray | None = None):
+    def __init__(self, recipe, make_model: Callable[[], keras.Model], total: int,
+                 strategy: tf.distribute.Strategy, class_weights: np.ndarray | None = None):
         """Builds both under the strategy.
 
         Args:
-          recipe: a train.Recipe.
-          num_classes: K.
+          recipe: a Recipe.
+          make_model: returns the network; called under the strategy, with the seed set.
           total: steps of the run.
           strategy: which devices.
           class_weights: float [K], factors on the loss of each class; None for all 1.
 
         Raises:
-          ValueError: the recipe names a model, schedule or layer that there is not.
+          ValueError: the recipe names a schedule or a layer that there is not.
         """
         self._recipe, self._strategy = recipe, strategy
-        self._num_classes = num_classes
         self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         self.rate = schedules.make(
             recipe.schedule, recipe.rate(), total, decay_steps=recipe.decay_steps,
@@ -43,11 +43,7 @@ class Trainer:
         keras.utils.set_random_seed(recipe.seed)
         tf.config.experimental.enable_op_determinism()
         with strategy.scope():
-            self.model = models.build(
-                recipe.model, num_classes=num_classes, clip_length=recipe.clip_length,
-                crop_size=recipe.crop_size, width=recipe.width, batch_norm=recipe.batch_norm,
-                initializer=recipe.initializer, head=recipe.head, dropout=recipe.dropout,
-                precision=recipe.precision)
+            self.model = make_model()
             for name in recipe.freeze:
                 self.model.get_layer(name).trainable = False  # ValueError where there is none
             self._optimizer = self._make_optimizer()
@@ -134,9 +130,9 @@ class Trainer:
         for state, seed in zip(self._dropouts, self._dropout_seeds):
             # tf.train.Checkpoint omits these states: so they are made anew from the step.
             state.assign(tf.cast(tf.stack([step, seed + replica]), state.dtype))
-        smoothing = self._recipe.label_smoothing
-        targets = tf.one_hot(labels, self._num_classes, 1 - smoothing + smoothing / self._num_classes,
-                             smoothing / self._num_classes)
+        smoothing, classes = self._recipe.label_smoothing, self.model.output_shape[-1]
+        targets = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes,
+                             smoothing / classes)
         counted = tf.cast(weights > 0, tf.float32)
         if self._class_weights is not None:
             weights *= tf.gather(self._class_weights, labels)

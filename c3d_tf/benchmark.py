@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast every stage is, beside what bounds it on the same machine in the same run.
+
+Machines differ and are noisy, so what counts is the ratio: the network against a plain matrix product,
+a training step against the same step without input, prepare against FFmpeg.
+"""
+
+import glob
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import av
+import numpy as np
+import tensorflow as tf
+
+from c3d_tf import models
+from c3d_tf import prepare
+from c3d_tf.common import console
+from c3d_tf.common import errors
+from c3d_tf.common import files
+from c3d_tf.data import datasets
+from c3d_tf.data import moving_shapes
+from c3d_tf.data import pipeline
+from c3d_tf.data import preprocess
+from c3d_tf.data import records
+from c3d_tf.training import recipe as recipes
+from c3d_tf.training import trainer as trainers
+
+RESULT = 'benchmark.json'
+CLIP_MACS = 38_548_959_232  # of C3D with 487 classes on 16x112x112: the sum of the layers' products
+MATMUL = 4096
+FFMPEG_VIDEOS = 24
+
+
+def benchmark(workdir: str, *, only: tuple[str, ...] = (), batch_size: int = 8) -> dict:
+    """Measures the stages and prints a line for each.
+
+    Args:
+      workdir: gets benchmark.json, and a folder of videos and records while it runs.
+      only: stages to run, of STAGES; empty for all.
+      batch_size: clips at once for the network.
+
+    Returns:
+      {stage: {'value', 'unit', 'ratio', 'of'}}; ratio is None where there is nothing to compare with.
+    """
+    unknown = set(only) - STAGES.keys()
+    if unknown:
+        raise errors.UsageError(f'--stages={",".join(sorted(unknown))}: expected {", ".join(STAGES)}')
+    os.makedirs(workdir, exist_ok=True)
+    results = {}
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+        for name, stage in STAGES.items():
+            if only and name not in only:
+                continue
+            for key, (value, unit, ratio, of) in stage(scratch, batch_size).items():
+                results[key] = {'value': round(value, 4), 'unit': unit,
+                                'ratio': ratio and round(ratio, 3), 'of': of}
+                beside = f'{ratio:6.2f} of {of}' if ratio else f'       {of}'
+                console.say(f'  {key:24} {value:10.2f} {unit:14} {beside}')
+    path = os.path.join(workdir, RESULT)
+    files.write_json(path, results)
+    console.say(f'benchmark: wrote {path}')
+    return results
+
+
+def _best(function, *, repeats: int = 5) -> float:
+    """Returns the shortest of several times, in seconds; the first call is not counted."""
+    function()
+    times = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - before)
+    return min(times)
+
+
+def _matmul_rate(dtype: str) -> float:
+    """Returns multiply-adds a second of a 4096³ product, best of 5."""
+    a = tf.cast(tf.random.normal((MATMUL, MATMUL)), dtype)
+    product = tf.function(lambda: tf.matmul(a, a)[0, 0])
+    return MATMUL**3 / _best(lambda: product().numpy())
+
+
+def _forward(scratch: str, batch_size: int) -> dict:
+    out = {}
+    clips = tf.random.normal((batch_size, 16, 112, 112, 3), stddev=50.0)
+    for precision in ('float32', 'bfloat16'):
+        model = models.build('c3d', num_classes=487, precision=precision)
+        forward = tf.function(lambda x, model=model: model(x, training=False))
+        seconds = _best(lambda forward=forward: forward(clips).numpy(), repeats=3) / batch_size
+        out[f'forward/{precision}'] = (1 / seconds, 'clips/s', CLIP_MACS / seconds / _matmul_rate(precision),
+                                       f'the rate of a {precision} matmul of {MATMUL}')
+    return out
+
+
+def _video_folder(scratch: str, videos: int) -> str:
+    """Writes H.264 videos of 320x240 and 100 frames, the size of UCF101's, in a class folder a motion."""
+    folder = os.path.join(scratch, f'videos{videos}')
+    for i in range(videos):
+        label = moving_shapes.CLASSES[i % 8]
+        path = os.path.join(folder, 'train', label, f'{i}.mp4')
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        frames = moving_shapes.render(label, np.random.default_rng(i), height=240, width=320, num_frames=100)
+        with av.open(path, 'w') as container:
+            stream = container.add_stream('libx264', rate=25, options={'preset': 'superfast'})
+            stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+            container.mux(stream.encode())
+    return folder
+
+
+def _train_step(scratch: str, batch_size: int) -> dict:
+    """Steps with the input pipeline beside steps on one batch in memory, turn by turn."""
+    folder = _video_folder(scratch, 8)
+    target = os.path.join(scratch, 'records')
+    prepare.prepare(datasets.load('folder', videos=folder), target)
+    index = records.read_index(target)
+    split = index.split('train')
+    spec = preprocess.Preprocessing(index.frame_size, 112, 16, 1, index.mean())
+    recipe = recipes.Recipe(batch_size=batch_size)
+    trainer = trainers.Trainer(recipe, lambda: recipe.network(8), 100, tf.distribute.get_strategy())
+
+    def batches():
+        epoch = 0
+        while True:
+            yield from pipeline.for_training(split, spec, batch_size=batch_size, epoch=epoch,
+                                             **recipe.choices())
+            epoch += 1
+
+    source = batches()
+    cached = next(source)
+    trainer.train_step(0, *cached[:2])
+    with_input, without = [], []
+    for step in range(1, 4):
+        for times, batch in ((without, None), (with_input, source)):
+            before = time.perf_counter()
+            clips, labels, _ = next(batch) if batch else cached
+            float(trainer.train_step(step, clips, labels)[0])
+            times.append(time.perf_counter() - before)
+    rate = batch_size / statistics.median(with_input)
+    return {'train_step/float32': (rate, 'clips/s', statistics.median(without) / statistics.median(with_input),
+                                   'the same step on one batch in memory')}
+
+
+def _prepare(scratch: str, batch_size: int) -> dict:
+    folder = _video_folder(scratch, FFMPEG_VIDEOS)
+    dataset = datasets.load('folder', videos=folder)
+    before = time.perf_counter()
+    prepare.prepare(dataset, os.path.join(scratch, 'bench_records'))
+    rate = FFMPEG_VIDEOS * 100 / (time.perf_counter() - before)
+    if not shutil.which('ffmpeg'):
+        return {'prepare': (rate, 'frames/s', None, 'ffmpeg is not installed: nothing to compare with')}
+    paths = sorted(glob.glob(os.path.join(folder, '*/*/*.mp4')))
+    before = time.perf_counter()
+    for path in paths:
+        subprocess.run(['ffmpeg', '-v', 'error', '-i', path, '-vf', 'scale=171:128', '-f', 'null', '-'],
+                       check=True)
+    ffmpeg = len(paths) * 100 / (time.perf_counter() - before)
+    return {'prepare': (rate, 'frames/s', rate / ffmpeg, 'ffmpeg decoding and scaling the same files')}
+
+
+def _one_video(scratch: str, frames: int, connection) -> None:
+    folder = os.path.join(scratch, f'long{frames}')
+    path = os.path.join(folder, 'train', 'a', 'x.mp4')
+    os.makedirs(os.path.dirname(path))
+    rng = np.random.default_rng(0)
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('libx264', rate=25, options={'preset': 'ultrafast'})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
+        noise = rng.integers(0, 256, (240, 320, 3), np.uint8)
+        for t in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, t, axis=1), 'rgb24')))
+        container.mux(stream.encode())
+    prepare.prepare(datasets.load('folder', videos=folder), os.path.join(scratch, f'out{frames}'),
+                    num_workers=1)
+    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    connection.send(sum(usage) / 1024)  # KiB on Linux
+
+
+def _memory(scratch: str, batch_size: int) -> dict:
+    peaks = []
+    for frames in (1500, 15000):
+        context = multiprocessing.get_context('spawn')
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_one_video, args=(scratch, frames, theirs))
+        process.start()
+        peaks.append(ours.recv())
+        process.join()
+    return {'prepare_memory': (peaks[1], 'MiB', peaks[1] / peaks[0], 'its peak on a tenth of the length')}
+
+
+def _startup(scratch: str, batch_size: int) -> dict:
+    folder = _video_folder(scratch, 8)
+    target = os.path.join(scratch, 'startup_records')
+    prepare.prepare(datasets.load('folder', videos=folder), target)
+    command = [sys.executable, '-m', 'c3d_tf.main']
+    before = time.perf_counter()
+    subprocess.run([*command, '--help'], check=True, capture_output=True)
+    help_seconds = time.perf_counter() - before
+    before = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, '--mode=train', f'--records={target}', f'--workdir={scratch}/startup', '--batch_size=2',
+         '--steps=1'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    first = next(time.perf_counter() - before for line in process.stdout if line.startswith('train: the rate'))
+    process.communicate()
+    return {'startup/help': (help_seconds, 's', None, 'the bound is 1.5 s'),
+            'startup/train': (first, 's', None, 'until the first step of full C3D starts; the bound is 15 s')}
+
+
+STAGES = {
+    'forward': _forward,
+    'train_step': _train_step,
+    'prepare': _prepare,
+    'memory': _memory,
+    'startup': _startup,
+}
