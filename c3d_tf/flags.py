@@ -102,7 +102,8 @@ class Flags:
         add('train', string, 'model', 'c3d', 'c3d, c3d_bn, depth_1, depth_3, depth_5, depth_7, '
             'increasing, decreasing or res3d_18')
         add('train', real, 'width', 1.0, 'factor on filters and hidden units', lower_bound=0.01)
-        add('train', boolean, 'batch_norm', False, 'batch normalisation; not in the paper')
+        add('train', boolean, 'batch_norm', False, 'batch normalisation, not in the paper; c3d_bn and res3d_18 '
+            'always have it')
         add('train', enum, 'initializer', 'caffe', 'caffe (the paper) or he', enum_values=['caffe', 'he'])
         add('train', enum, 'head', 'fc', 'fc (fc6 and fc7, the paper) or pool (average, for little data)',
             enum_values=['fc', 'pool'])

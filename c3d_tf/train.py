@@ -81,6 +81,9 @@ def fit(
     steps_per_epoch = math.ceil(clips / recipe.batch_size)
     total = recipe.steps or recipe.epochs * steps_per_epoch
     strategy = _strategy(recipe.strategy)
+    if recipe.precision == 'float16' and not tf.config.list_logical_devices('GPU'):
+        raise errors.UsageError('--precision=float16 needs a GPU: TensorFlow has no 3-D pools in float16 '
+                                'on CPUs; take bfloat16 here')
     try:
         trainer = trainers.Trainer(recipe, lambda: recipe.network(len(index.class_names)), total, strategy,
                                    _class_weights(recipe, index))
@@ -100,10 +103,9 @@ def fit(
 
     def save(name, weights):
         provenance = {'trained_by': f'c3d_tf {__version__}', 'weights': weights, 'settings': settings}
-        trainer.final_weights()
-        artefact.save(os.path.join(workdir, name),
-                      artefact.Artefact(trainer.model, spec, index.class_names, provenance))
-        trainer.final_weights()
+        with trainer.final_weights():
+            artefact.save(os.path.join(workdir, name),
+                          artefact.Artefact(trainer.model, spec, index.class_names, provenance))
 
     kind = 'moving averages' if recipe.ema else 'weights'
     started = time.time()

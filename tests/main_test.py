@@ -161,6 +161,12 @@ def test_other_classes_are_refused(run, tmp_path, capsys):
      'expected volume, channel'),
     (['--mode=train', '--workdir=w', '--records=RECORDS', '--crop_size=20', '--schedule=step'],
      'needs decay_steps'),
+    (['--mode=train', '--workdir=w', '--records=RECORDS', '--crop_size=20', '--freeze=conv9'], 'conv9'),
+    (['--mode=train', '--workdir=w', '--records=RECORDS', '--crop_size=20', '--precision=float16'],
+     'float16 needs a GPU'),
+    (['--mode=train', '--workdir=w', '--records=RECORDS', '--crop_size=20', '--clip_length=99',
+      '--short=drop', '--mean=none'], 'leaves no training clip'),
+    (['--mode=evaluate', '--workdir=w', '--scores=nowhere.npz'], 'nowhere.npz: no such file'),
     (['--mode=train', '--workdir=w', '--records=RECORDS', '--crop_size=20', '--init_from=x.keras'],
      'x.keras: no such file'),
 ], ids=str)

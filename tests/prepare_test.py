@@ -3,6 +3,8 @@ import csv
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import time
 
 import av
@@ -242,3 +244,38 @@ def test_every_odd_file_is_prepared_or_reported(shared, tmp_path):
     assert found == {name: count for name, count in expected.items() if count}
     assert all(skip['reason'] for skip in skipped)
     assert len(found) + len(skipped) == len(expected) == index['found']
+
+
+def test_a_read_only_folder_is_named(folder, tmp_path):
+    (tmp_path / 'm').mkdir()
+    if os.geteuid() or os.system(f'mount -t tmpfs none {tmp_path}/m && mount -o remount,ro {tmp_path}/m'):
+        pytest.skip('needs the right to mount')
+    try:
+        with pytest.raises(OSError, match=f'Read-only file system.*{tmp_path}/m'):
+            _prepare(folder, tmp_path / 'm' / 'r')
+    finally:
+        os.system(f'umount {tmp_path}/m')
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(tmp_path):
+    for i in range(130):  # three shards of 64 at the most
+        conftest.counting_video(tmp_path / f'v/train/{"ab"[i % 2]}/{i:03d}.avi', 40)
+    command = [sys.executable, '-m', 'c3d_tf.main', '--mode=prepare', f'--videos={tmp_path}/v',
+               '--frame_size=24x32']
+    root = pathlib.Path(prepare.__file__).resolve().parents[1]
+    subprocess.run([*command, f'--records={tmp_path}/whole'], cwd=root, check=True, capture_output=True)
+    killed = tmp_path / 'killed'
+    for kills in (1, 2):  # once with a shard half written, once more after one is finished
+        process = subprocess.Popen([*command, f'--records={killed}'], cwd=root, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        def begun():
+            return list(killed.glob('*.tmp-*')) if kills == 1 else list(killed.glob('*.tfrecord'))
+        while process.poll() is None and not begun():
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert not (killed / 'index.json').exists()
+    subprocess.run([*command, f'--records={killed}'], cwd=root, check=True, capture_output=True)
+    whole = _content(tmp_path / 'whole')
+    assert {name: data for name, data in _content(killed).items() if name != 'prepare.flags'} == {
+        name: data for name, data in whole.items() if name != 'prepare.flags'}

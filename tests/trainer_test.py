@@ -132,10 +132,9 @@ def test_moving_averages_become_the_final_weights():
         trainer.train_step(step, *_batch(seed=step))
         average = [0.9 * a + 0.1 * w for a, w in zip(average, _weights(trainer))]
     last = _weights(trainer)
-    trainer.final_weights()
-    for value, expected in zip(_weights(trainer), average):
-        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
-    trainer.final_weights()
+    with trainer.final_weights():
+        for value, expected in zip(_weights(trainer), average):
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
     assert all(np.array_equal(a, b) for a, b in zip(_weights(trainer), last))
 
 

@@ -160,6 +160,8 @@ def _live(connection) -> None:
             return
         try:
             work(task, given_up, reading)
+        except BrokenPipeError:  # the parent was killed
+            return
         except OSError as error:
             connection.send(('failed', str(error)))
         else:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
+import av.video.reformatter
 import cv2
 import numpy as np
 
@@ -57,8 +58,11 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
                 raise VideoError('no video stream in the file')
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # one process a core does better than threads
+            # One for the whole file: `frame.to_ndarray` would make tables and threads for each frame.
+            reformatter = av.video.reformatter.VideoReformatter()
             for frame in container.decode(stream):
-                image = _upright(frame)
+                rgb = reformatter.reformat(frame, format='rgb24', threads=1)
+                image = _upright(rgb.to_ndarray(), frame.rotation)
                 if size is not None:
                     image = resize(image, size)
                 # Broken streams repeat or drop time stamps; the records promise rising ones.
@@ -71,9 +75,6 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
         raise VideoError(reason)
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    image = frame.to_ndarray(format='rgb24')
-    if not frame.rotation:
-        return image
-    # PyAV reports degrees counter-clockwise by which the picture has to be turned.
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+def _upright(image: np.ndarray, rotation: int) -> np.ndarray:
+    """Turns the picture by the file's degrees, counter-clockwise as PyAV reports them."""
+    return np.ascontiguousarray(np.rot90(image, rotation // 90)) if rotation else image

@@ -13,9 +13,10 @@ from c3d_tf.models import precisions
 
 # number, filters, stride of its first convolution in time and space
 STAGES = ((2, 64, 1), (3, 128, 2), (4, 256, 2), (5, 512, 2))
-# Caffe's BatchNorm: eps 1e-5, moving_average_fraction 0.999. Caffe divides its sums by their weight;
-# Keras starts from mean 0 and variance 1, of which 0.999^5000 = 0.7 % is left after 5,000 updates.
-EPSILON, MOMENTUM = 1e-5, 0.999
+# Caffe's BatchNorm: eps 1e-5, moving_average_fraction 0.999. Caffe divides its sums by their weight, so
+# that they are right from the start; Keras starts from mean 0 and variance 1, and with 0.999 would
+# evaluate badly for some 5,000 updates (0.999^5000 = 0.7 %).
+EPSILON, MOMENTUM = 1e-5, 0.99
 
 
 def build(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network, its optimizer and one update of both, on one device or many."""
 
+import contextlib
 from collections.abc import Callable
 
 import keras
@@ -33,7 +34,8 @@ class Trainer:
           class_weights: float [K], factors on the loss of each class; None for all 1.
 
         Raises:
-          ValueError: the recipe names a schedule or a layer that there is not.
+          ValueError: the recipe names a schedule or a layer that there is not, or asks for parts of a
+            batch where batch normalisation goes over several devices.
         """
         self._recipe, self._strategy = recipe, strategy
         self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
@@ -44,6 +46,11 @@ class Trainer:
         tf.config.experimental.enable_op_determinism()
         with strategy.scope():
             self.model = make_model()
+            if recipe.accumulate > 1 and strategy.num_replicas_in_sync > 1 and any(
+                    isinstance(layer, keras.layers.BatchNormalization) for layer in self.model.layers):
+                # Its sums over devices cannot be taken within a loop in the graph.
+                raise ValueError('--accumulate on several devices: expected a network without batch '
+                                 'normalisation; take a smaller --batch_size instead')
             for name in recipe.freeze:
                 self.model.get_layer(name).trainable = False  # ValueError where there is none
             self._optimizer = self._make_optimizer()
@@ -184,9 +191,17 @@ class Trainer:
         weight *= tf.cast(last > first, tf.float32)
         return clips, labels, tf.fill(tf.shape(labels), weight)
 
+    @contextlib.contextmanager
     def final_weights(self):
-        """Exchanges the weights for their moving averages, where the recipe keeps them; call twice to
-        go back."""
+        """Within the block the model has the weights that a run leaves: the moving averages, where the
+        recipe keeps them."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
         if not self._recipe.ema:
             return
         averages = self._inner_optimizer()._model_variables_moving_average
@@ -196,14 +211,13 @@ class Trainer:
             average.assign(value)
 
     def validate(self, batches) -> float:
-        """Returns the share of (clips, labels) batches' clips that are right, with the final weights."""
-        self.final_weights()
+        """Returns the share of (clips, labels) batches' clips that the final weights get right."""
         hits = seen = 0
-        for clips, labels in batches:
-            predicted = self._predict(clips).numpy()
-            hits += int((predicted == np.asarray(labels)).sum())
-            seen += len(predicted)
-        self.final_weights()
+        with self.final_weights():
+            for clips, labels in batches:
+                predicted = self._predict(clips).numpy()
+                hits += int((predicted == np.asarray(labels)).sum())
+                seen += len(predicted)
         return hits / seen
 
     @tf.function(reduce_retracing=True)
