@@ -107,6 +107,9 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(error, errors.EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         return _complain('interrupted; the same command goes on', errors.EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left, e.g. `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.EXIT_FAILED
     except (errors.RunError, OSError) as error:
         return _complain(error, errors.EXIT_FAILED)
 
