@@ -6,9 +6,7 @@ a training step against the same step without input, prepare against FFmpeg.
 """
 
 import glob
-import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -125,6 +123,7 @@ def _train_step(scratch: str, batch_size: int) -> dict:
     index = records.read_index(target)
     split = index.split('train')
     spec = preprocess.Preprocessing(index.frame_size, 112, 16, 1, index.mean())
+    batch_size = min(batch_size, 4)  # a step of full C3D takes a CPU about a second a clip
     recipe = recipes.Recipe(batch_size=batch_size)
     trainer = trainers.Trainer(recipe, lambda: recipe.network(8), 100, tf.distribute.get_strategy())
 
@@ -139,7 +138,7 @@ def _train_step(scratch: str, batch_size: int) -> dict:
     cached = next(source)
     trainer.train_step(0, *cached[:2])
     with_input, without = [], []
-    for step in range(1, 4):
+    for step in range(1, 6):
         for times, batch in ((without, None), (with_input, source)):
             before = time.perf_counter()
             clips, labels, _ = next(batch) if batch else cached
@@ -171,34 +170,37 @@ def _prepare(scratch: str, batch_size: int) -> dict:
     return {'prepare': (rate, 'frames/s', rate / ffmpeg, 'ffmpeg decoding and scaling the same files')}
 
 
-def _one_video(scratch: str, frames: int, connection) -> None:
-    folder = os.path.join(scratch, f'long{frames}')
-    path = os.path.join(folder, 'train', 'a', 'x.mp4')
-    os.makedirs(os.path.dirname(path))
-    rng = np.random.default_rng(0)
-    with av.open(path, 'w') as container:
-        stream = container.add_stream('libx264', rate=25, options={'preset': 'ultrafast'})
-        stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
-        noise = rng.integers(0, 256, (240, 320, 3), np.uint8)
-        for t in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, t, axis=1), 'rgb24')))
-        container.mux(stream.encode())
-    prepare.prepare(datasets.load('folder', videos=folder), os.path.join(scratch, f'out{frames}'),
-                    num_workers=1)
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    connection.send(sum(usage) / 1024)  # KiB on Linux
-
-
 def _memory(scratch: str, batch_size: int) -> dict:
+    """Peak of prepare and its worker on one video, and on one ten times as long."""
     peaks = []
     for frames in (1500, 15000):
-        context = multiprocessing.get_context('spawn')
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_one_video, args=(scratch, frames, theirs))
-        process.start()
-        peaks.append(ours.recv())
-        process.join()
+        folder = os.path.join(scratch, f'long{frames}')
+        path = os.path.join(folder, 'train', 'a', 'x.mp4')
+        os.makedirs(os.path.dirname(path))
+        noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+        with av.open(path, 'w') as container:
+            stream = container.add_stream('libx264', rate=25, options={'preset': 'ultrafast'})
+            stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
+            for t in range(frames):
+                image = np.roll(noise, t, axis=1)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
+            container.mux(stream.encode())
+        words = ['c3d_tf', '--mode=prepare', f'--videos={folder}', f'--records={scratch}/out{frames}',
+                 '--num_workers=1']
+        done = subprocess.run([sys.executable, '-c', _PEAK, *words], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
     return {'prepare_memory': (peaks[1], 'MiB', peaks[1] / peaks[0], 'its peak on a tenth of the length')}
+
+
+# VmHWM and not ru_maxrss for the process itself: that one inherits the peak of the process that started it.
+_PEAK = '''
+import re, resource, sys
+from c3d_tf import main
+if __name__ == '__main__':
+    assert main.main(sys.argv[1:]) == 0
+    own = int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])
+    print(own + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+'''
 
 
 def _startup(scratch: str, batch_size: int) -> dict:
