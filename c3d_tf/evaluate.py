@@ -7,6 +7,7 @@ without any network.
 
 import os
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -73,7 +74,7 @@ def evaluate(
         'clips': 'all' if every else num_clips, 'clip_choice': clip_choice,
         'step': (step or spec.clip_length) if every else None, 'crops': crops,
         'score': 'mean softmax over clips and crops', 'seed': seed, 'weights_sha256': net.sha256,
-        'list_hash': index.data['settings']['list_hash'], 'preprocessing': spec.to_json(),
+        'records': index.fingerprint, 'preprocessing': spec.to_json(),
     }
     done = _existing(workdir, protocol, overwrite)
     if done is not None:
@@ -103,6 +104,10 @@ def fuse(score_files: list[str], workdir: str, *, overwrite: bool = False) -> di
     Raises:
       errors.UsageError: a file is missing, or is of other videos or classes.
     """
+    own = os.path.abspath(os.path.join(workdir, SCORES))
+    if len(score_files) > 1 and own in map(os.path.abspath, score_files):
+        raise errors.UsageError(f'--workdir={workdir}: its {SCORES} is one of those to fuse and would be '
+                                'replaced; give another folder')
     loaded = [_read_scores(path) for path in score_files]
     first = loaded[0]
     for path, other in zip(score_files, loaded):
@@ -176,7 +181,7 @@ def _read_scores(path: str) -> dict[str, np.ndarray]:
             return {key: archive[key] for key in ('scores', 'videos', 'labels', 'names', 'class_names')}
     except FileNotFoundError as error:
         raise errors.UsageError(f'--scores={path}: no such file') from error
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise errors.UsageError(f'--scores={path}: not the scores of an evaluation ({error})') from error
 
 

@@ -26,7 +26,7 @@ def export(
     Signatures, all with the batch on axis 0:
       serving_default: clips uint8 [N, T, H, W, 3], RGB, any H and W. T frames are cut into clips one
         after another, a tail dropped, at most `max_clips`, and their scores averaged; fewer frames
-        than a clip start over.
+        than a clip do what the network was trained with: start over, or hold the last one.
       float_clips: clips float32 [N, T, S, S, 3], the network's input as it is.
     Outputs: probabilities float32 [N, K], top_k_labels string [N, k], top_k_scores float32 [N, k].
 
@@ -102,7 +102,9 @@ class _Module(tf.Module):
         count = tf.clip_by_value(shape[1] // extent, 1, self._max_clips)
         first = tf.range(count) * extent
         chosen = first[:, None] + tf.range(spec.clip_length) * spec.stride  # [n, T]
-        cut = tf.gather(clips, chosen % shape[1], axis=1)  # [N, n, T, H, W, 3]
+        held = spec.short == 'repeat_last'
+        chosen = tf.minimum(chosen, shape[1] - 1) if held else chosen % shape[1]
+        cut = tf.gather(clips, chosen, axis=1)  # [N, n, T, H, W, 3]
         flat = tf.reshape(cut, tf.concat([[-1, spec.clip_length], shape[2:]], axis=0))
         scores = self._softmax(preprocess.for_inference(flat, spec))
         scores = tf.reshape(scores, [-1, count, scores.shape[-1]])

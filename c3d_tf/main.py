@@ -112,6 +112,11 @@ def main(argv: list[str] | None = None) -> int:
         return errors.EXIT_FAILED
     except (errors.RunError, OSError) as error:
         return _complain(error, errors.EXIT_FAILED)
+    except Exception as error:
+        # TensorFlow's errors (a damaged record, a full disk, no memory) without importing it here.
+        if type(error).__module__.startswith('tensorflow'):
+            return _complain(f'{type(error).__name__}: {error}', errors.EXIT_FAILED)
+        raise
 
 
 def _run(argv: list[str]) -> int:

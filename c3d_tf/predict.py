@@ -47,7 +47,8 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
     scores, spans, frames = [], [], 0
     try:
         for batch, times, frames in _batches(path, spec, step or clips.extent(spec.clip_length, spec.stride)):
-            scores.append(forward(tf.constant(batch)).numpy())
+            if batch is not None:
+                scores.append(forward(tf.constant(batch)).numpy())
             spans += times
     except video.VideoError as error:
         raise errors.UsageError(f'--input={path}: {error}') from error
@@ -64,7 +65,7 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
 
 
 def _batches(path: str, spec, step: int) -> Iterator[tuple[np.ndarray, list, int]]:
-    """Yields (uint8 [N, T, H, W, 3], [(start, end) seconds], frames decoded so far)."""
+    """Yields (uint8 [N, T, H, W, 3] or None, [(start, end) seconds], frames decoded so far)."""
     extent = clips.extent(spec.clip_length, spec.stride)
     window, batch, times, count, next_start = [], [], [], 0, 0
     for frame in video.decode(path, size=spec.frame_size):
@@ -80,11 +81,11 @@ def _batches(path: str, spec, step: int) -> Iterator[tuple[np.ndarray, list, int
             yield np.stack(batch), times, count
             batch, times = [], []
     if count < extent:
-        chosen = clips.indices(0, count, clip_length=spec.clip_length, stride=spec.stride)
+        chosen = clips.indices(0, count, clip_length=spec.clip_length, stride=spec.stride, short=spec.short)
         batch.append(np.stack([window[i].image for i in chosen]))
         times.append((window[0].time * 1e-6, window[-1].time * 1e-6))
-    if batch:
-        yield np.stack(batch), times, count
+    # Even without a clip: the frames of the tail count.
+    yield np.stack(batch) if batch else None, times, count
 
 
 def _timeline(scores: np.ndarray, spans: list, class_names) -> list[dict]:

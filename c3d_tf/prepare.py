@@ -73,6 +73,9 @@ def prepare(
     settings = encode_video.Settings(
         tuple(frame_size), frame_format, clip_length, max_frames, clips_per_video,
         test_clips_per_video, clip_seconds, seed)
+    if clip_length > max_frames:
+        raise errors.UsageError(f'--clip_length={clip_length}: expected at most {max_frames}, the longest '
+                                'span of a record')
     described = _describe(dataset, settings)
     index = _existing(records_dir, described, overwrite)
     if index is not None:
@@ -83,7 +86,8 @@ def prepare(
 
     tasks = _plan(dataset, records_dir)
     os.makedirs(os.path.join(records_dir, PROGRESS), exist_ok=True)
-    files.remove_leftovers(records_dir, os.path.join(records_dir, PROGRESS))
+    files.remove_leftovers(records_dir)
+    files.remove_leftovers(os.path.join(records_dir, PROGRESS))
     files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), described)
     work = functools.partial(encode_video.write_shard, class_names=dataset.class_names,
                              settings=settings)
@@ -119,6 +123,7 @@ def _describe(dataset: datasets.Dataset, settings: encode_video.Settings) -> dic
     return json.loads(json.dumps({
         **dataclasses.asdict(settings),
         'dataset': dataset.name,
+        'class_names': dataset.class_names,
         'videos': len(dataset.examples),
         'list_hash': files.text_hash(json.dumps(listed)),
     }))
@@ -129,13 +134,20 @@ def _existing(records_dir: str, described: dict, overwrite: bool) -> dict | None
     index = files.read_json(os.path.join(records_dir, records.INDEX))
     before = index['settings'] if index else files.read_json(
         os.path.join(records_dir, PROGRESS, 'settings.json'))
-    if before in (None, described) and not overwrite:
+    if index and (lost := [s['file'] for part in index['splits'].values() for s in part['shards']
+                           if not os.path.exists(os.path.join(records_dir, s['file']))]):
+        console.say(f'prepare: {lost[0]} is gone; the records are made anew')
+        os.remove(os.path.join(records_dir, records.INDEX))
+        index = None
+    # An unfinished run of the same settings goes on, with --overwrite as well.
+    if before is None or before == described and not (overwrite and index):
         return index
     if not overwrite:
         raise errors.changed_settings(
             records_dir, before, described,
             'Give another --records folder, or --overwrite to make them anew.')
-    for name in os.listdir(records_dir) if os.path.isdir(records_dir) else ():
+    # The index first: without it nobody takes the rest for complete.
+    for name in sorted(os.listdir(records_dir), key=lambda name: name != records.INDEX):
         if name.endswith('.tfrecord') or name in (records.INDEX, records.MEAN, records.SKIPPED):
             os.remove(os.path.join(records_dir, name))
     shutil.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)

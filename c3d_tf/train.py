@@ -6,6 +6,7 @@ position, so a run that was killed goes on from its last checkpoint to the same 
 """
 
 import dataclasses
+import glob
 import math
 import os
 import shutil
@@ -90,8 +91,15 @@ def fit(
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
     validation = _validation(index, spec, recipe)
+    if recipe.patience and validation is None:
+        raise errors.UsageError(f'--patience={recipe.patience} needs a val split in {records_dir}: prepare '
+                                'with --val_fraction or --val_list')
+    if recipe.min_scale < 1 and not recipe.random_crop:
+        raise errors.UsageError(f'--min_scale={recipe.min_scale:g} needs --random_crop')
     checkpoints = os.path.join(workdir, 'checkpoints')
-    files.remove_leftovers(workdir, checkpoints)
+    files.remove_leftovers(workdir)
+    for path in glob.glob(os.path.join(glob.escape(checkpoints), 'ckpt-*_temp')):
+        shutil.rmtree(path)  # a checkpoint that was being written when its run was killed
     manager = tf.train.CheckpointManager(trainer.checkpoint, checkpoints, 2)
     if manager.latest_checkpoint:
         trainer.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
@@ -201,21 +209,27 @@ def _bad_loss(bad: curves.BadLoss, split: records.Split, checkpoint: str | None)
     videos = [names[split.videos[record]] for record in bad.records]
     return errors.RunError(
         'the loss is not a number; the first such batch: ' + ', '.join(videos) + '.\nLower '
-        '--learning_rate or set --clip_norm; the last good state is '
-        + (checkpoint or 'the start') + '.')
+        '--learning_rate or set --clip_norm, in another --workdir; the newest checkpoint is '
+        + (checkpoint or 'none') + '.')
 
 
 def _settings(recipe: Recipe, index: records.Index) -> dict:
     recipe_values = dataclasses.asdict(recipe)
     return {**recipe_values, 'reinit': list(recipe.reinit), 'freeze': list(recipe.freeze),
-            'records': {key: index.data['settings'][key] for key in ('dataset', 'list_hash', 'seed')}}
+            'records': index.fingerprint,
+            'files': {path: files.sha256(path) for path in (recipe.mean, recipe.init_from)
+                      if os.path.isfile(path)}}
 
 
 def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     """Returns the result of a finished run; clears the way on `overwrite`."""
     result = files.read_json(os.path.join(workdir, RESULT))
-    if overwrite and result is not None:
+    if overwrite and result and (result['status'], result['settings']) != ('running', settings):
+        # A run of the same recipe that was stopped goes on, with --overwrite as well.
         shutil.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
+        for name in (MODEL, BEST):
+            if os.path.exists(os.path.join(workdir, name)):
+                os.remove(os.path.join(workdir, name))
         return None
     if result is None or result['settings'] == settings:
         done = result and result['status'] == 'done' and os.path.exists(os.path.join(workdir, MODEL))
@@ -236,16 +250,15 @@ def _strategy(name: str) -> tf.distribute.Strategy:
 def _initialise(model: keras.Model, recipe: Recipe) -> None:
     """Copies the weights of `recipe.init_from` by layer name; says what starts at random."""
     source = {layer.name: layer for layer in artefact.load(recipe.init_from).model.layers}
-    unknown = set(recipe.reinit) - {layer.name for layer in model.layers}
-    if unknown:
-        raise errors.UsageError(f'--reinit={",".join(sorted(unknown))}: no such layer in '
-                                f'{recipe.model}; it has '
-                                f'{", ".join(layer.name for layer in model.layers if layer.weights)}')
+    try:
+        reinit = {layer.name for name in recipe.reinit for layer in trainers.layers_of(model, name)}
+    except ValueError as error:
+        raise errors.UsageError(f'--reinit: {error}') from error
     fresh = []
     for layer in model.layers:
         if not layer.weights:
             continue
-        if layer.name in recipe.reinit:
+        if layer.name in reinit:
             fresh.append(layer.name)
             continue
         theirs = source.get(layer.name)

@@ -161,12 +161,12 @@ def test_a_long_video_becomes_records_that_lose_no_window(tmp_path):
     conftest.counting_video(tmp_path / 'v/train/a/long.avi', 60)
     index = _prepare(tmp_path / 'v', tmp_path / 'r', max_frames=32)
     split = records.read_index(str(tmp_path / 'r')).split('train')
-    # 32 frames from 0, 32 from 24 (half a clip of overlap), 12 from 48.
-    assert split.frames.tolist() == [32, 32, 12] and split.num_videos == 1
+    # 32 frames from 0, 36 from 24: half a clip of overlap, and no record of 12 frames, less than a clip.
+    assert split.frames.tolist() == [32, 36] and split.num_videos == 1
     assert index['splits']['train']['videos'] == 1
     starts = [e.context.feature['clip/start/timestamp'].int64_list.value[0]
               for e in _examples(tmp_path / 'r/train-00000-of-00001.tfrecord')]
-    assert starts == [0, 24 * 40_000, 48 * 40_000]
+    assert starts == [0, 24 * 40_000]
 
 
 def test_random_spans_of_training_videos(tmp_path):
@@ -279,3 +279,24 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(tmp_path):
     whole = _content(tmp_path / 'whole')
     assert {name: data for name, data in _content(killed).items() if name != 'prepare.flags'} == {
         name: data for name, data in whole.items() if name != 'prepare.flags'}
+
+
+def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
+    conftest.counting_video(tmp_path / 'v/train/a/x.avi', 20)
+    os.rename(tmp_path / 'v/train/a/x.avi', bytes(tmp_path / 'v/train/a') + b'/\xff.avi')
+    (tmp_path / 'v/train/a').joinpath('ok.avi').write_bytes(b'')
+    os.rename(tmp_path / 'v/train/a/ok.avi', bytes(tmp_path / 'v/train/a') + b'/\xfe.avi')
+    index = _prepare(tmp_path / 'v', tmp_path / 'r', max_failures=1)
+    assert (index['taken'], index['found']) == (1, 2)
+
+
+def test_a_file_that_was_repaired_is_tried_again(tmp_path):
+    conftest.counting_video(tmp_path / 'v/train/a/good.avi', 20)
+    (tmp_path / 'v/train/a/late.avi').write_bytes(b'')
+    with pytest.raises(errors.RunError, match='late.avi'):
+        _prepare(tmp_path / 'v', tmp_path / 'r')
+    conftest.counting_video(tmp_path / 'v/train/a/late.avi', 20)
+    assert _prepare(tmp_path / 'v', tmp_path / 'r')['taken'] == 2
+    os.remove(tmp_path / 'r/train-00000-of-00001.tfrecord')  # a lost shard is made anew, too
+    assert _prepare(tmp_path / 'v', tmp_path / 'r')['taken'] == 2
+    assert (tmp_path / 'r/train-00000-of-00001.tfrecord').exists()

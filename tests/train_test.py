@@ -78,7 +78,7 @@ def test_init_from_copies_all_but_the_layers_named(records_dir, tmp_path, capsys
     for layer in a.layers:
         same = [np.array_equal(x, y) for x, y in zip(layer.get_weights(), b.get_layer(layer.name).get_weights())]
         assert all(same) or layer.name == 'fc8'
-    with pytest.raises(errors.UsageError, match='no such layer in depth_3'):
+    with pytest.raises(errors.UsageError, match="no such layer as 'fc9' has weights in depth_3"):
         train.fit(records_dir, str(tmp_path / 'c'), train.Recipe(**SMALL, init_from=start, reinit=('fc9',)))
     with pytest.raises(errors.UsageError, match='conv1 should be'):
         train.fit(records_dir, str(tmp_path / 'c'),

@@ -174,3 +174,11 @@ def test_mixup_mixes_clips_and_targets_alike():
 def test_the_rate_is_scaled_to_the_batch_when_asked():
     assert recipes.Recipe(learning_rate=0.3, batch_size=10).rate() == 0.3
     assert recipes.Recipe(learning_rate=0.3, batch_size=10, base_batch_size=30).rate() == pytest.approx(0.1)
+
+
+def test_layers_of_the_paper_are_found_with_batch_norm_as_well():
+    model = recipes.Recipe(model='c3d', width=0.02, crop_size=16, batch_norm=True).network(2)
+    assert [layer.name for layer in trainers.layers_of(model, 'conv1a')] == ['conv1a_conv', 'conv1a_bn']
+    assert [layer.name for layer in trainers.layers_of(model, 'fc8')] == ['fc8']
+    with pytest.raises(ValueError, match="'pool1' has weights"):
+        trainers.layers_of(model, 'pool1')

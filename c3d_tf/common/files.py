@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-import shutil
+import re
 
 from c3d_tf.common import errors
 
@@ -24,17 +24,16 @@ def replacing(path: str):
             os.remove(temporary)
 
 
-def remove_leftovers(*directories: str) -> None:
-    """Deletes what a killed run left half-written in the directories."""
-    for directory in directories:
-        # '*_temp' is the folder in which tf.train.Checkpoint writes.
-        for pattern in ('*.tmp-*', '*_temp'):
-            for path in glob.glob(os.path.join(glob.escape(directory), pattern)):
-                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+def remove_leftovers(directory: str) -> None:
+    """Deletes the files that a killed `replacing` left in the directory, and nothing else."""
+    for path in glob.glob(os.path.join(glob.escape(directory), '*.tmp-*')):
+        if re.search(r'\.tmp-\d+(\.keras)?$', path) and os.path.isfile(path):
+            os.remove(path)
 
 
 def write_text(path: str, text: str) -> None:
-    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8',
+                                               errors='surrogateescape') as file:
         file.write(text)
 
 
@@ -49,7 +48,7 @@ def read_json(path: str):
       errors.RunError: the file is not JSON.
     """
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8', errors='surrogateescape') as file:
             return json.load(file)
     except FileNotFoundError:
         return None

@@ -99,15 +99,15 @@ def encode(
 
     if not spans:
         overlap = settings.clip_length // 2
-        span, fresh = [], 0  # `fresh` counts the frames that no earlier record holds
+        # A record waits until its successor has a whole clip; the last one takes what is left.
+        full = settings.max_frames + settings.clip_length - overlap
+        span = []
         for frame in taken(size=size):
             span.append(frame)
-            fresh += 1
-            if len(span) == settings.max_frames:
-                yield record(span)
-                span, fresh = span[-overlap:], 0
-        if fresh:
-            yield record(span)
+            if len(span) == full:
+                yield record(span[:settings.max_frames])
+                span = span[settings.max_frames - overlap:]
+        yield record(span)
         return
 
     # The length is known only once the file is decoded, so it is decoded twice: memory stays flat.

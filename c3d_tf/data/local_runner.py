@@ -37,8 +37,13 @@ class Task:
 
     def finished(self) -> bool:
         report = files.read_json(self.report)
-        return (report is not None and os.path.exists(self.path)
-                and os.path.getsize(self.path) == report['bytes'])
+        if (report is None or not os.path.exists(self.path)
+                or os.path.getsize(self.path) != report['bytes']):
+            return False
+        # A file that was skipped and has come or changed since is tried again.
+        written = os.path.getmtime(self.report)
+        paths = [skip['path'] for skip in report['skipped']]
+        return not any(os.path.exists(path) and os.lstat(path).st_ctime > written for path in paths)
 
 
 def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> None:
@@ -81,6 +86,8 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
                 elif reason := worker.lost(video_timeout):
                     if worker.example is None:
                         raise errors.RunError(f'a worker process ended before its work ({reason})')
+                    if worker.example in given_up[worker.task]:
+                        raise errors.RunError(f'{tasks[worker.task].path} cannot be written: {reason}')
                     given_up[worker.task][worker.example] = reason
                     worker.stop()
                     workers.remove(worker)
@@ -110,7 +117,10 @@ class _Worker:
     def give(self, number: int, tasks: list[Task], given_up: dict) -> None:
         self.task, self.example, self.finished = number, None, 0
         self._heard = None  # the process may take long to start: the clock runs from its first word
-        self.connection.send((tasks[number], given_up[number]))
+        try:
+            self.connection.send((tasks[number], given_up[number]))
+        except BrokenPipeError as error:
+            raise errors.RunError('a worker process was killed; is there enough memory?') from error
 
     def receive(self):
         try:

@@ -7,6 +7,7 @@ encoded frames. Long videos become several records that follow one another in on
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 
@@ -66,7 +67,8 @@ def encode(
     context[HEIGHT].int64_list.value.append(size[0])
     context[WIDTH].int64_list.value.append(size[1])
     context[LABEL_INDEX].int64_list.value.extend(labels)
-    context[LABEL_TEXT].bytes_list.value.extend(text.encode() for text in label_texts)
+    context[LABEL_TEXT].bytes_list.value.extend(
+        text.encode(errors='surrogateescape') for text in label_texts)
     # File names are bytes on disk; surrogateescape keeps odd ones as they are.
     context[MEDIA_ID].bytes_list.value.append(media_id.encode(errors='surrogateescape'))
     context[DATA_PATH].bytes_list.value.append(path.encode(errors='surrogateescape'))
@@ -150,6 +152,11 @@ class Index:
     def channel_means(self) -> tuple[float, float, float]:
         """RGB means over all pixels of the training split."""
         return tuple(self.data['channel_means'])
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns a hash of all that decided the records."""
+        return files.text_hash(json.dumps(self.data['settings'], sort_keys=True))
 
     def mean(self) -> np.ndarray:
         """Returns float32 [16, H, W, 3], the mean clip of the training split."""

@@ -14,7 +14,7 @@ class Frame(NamedTuple):
     """One decoded frame.
 
     Attributes:
-      time: presentation time in microseconds; strictly increasing within a video.
+      time: microseconds since the first frame; strictly increasing within a video.
       image: uint8 [H, W, 3], RGB, 0–255.
     """
 
@@ -50,6 +50,7 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
     """
     count = 0
     last = -1
+    origin = None  # the time of the first frame: transport streams start anywhere
     reason = 'no frame could be decoded'
     try:
         # `file:` keeps a name such as 'a:b.avi' or '-x.mp4' from being read as a protocol or option.
@@ -66,7 +67,9 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
                 if size is not None:
                     image = resize(image, size)
                 # Broken streams repeat or drop time stamps; the records promise rising ones.
-                last = max(last + 1, round(frame.time * 1e6) if frame.time is not None else 0)
+                time = frame.time or 0.0
+                origin = time if origin is None else origin
+                last = max(last + 1, round((time - origin) * 1e6))
                 yield Frame(last, image)
                 count += 1
     except (av.error.FFmpegError, ValueError, MemoryError) as error:

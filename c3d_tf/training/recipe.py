@@ -33,7 +33,7 @@ class Recipe:
       clip_norm: largest norm of the whole gradient; 0 clips nothing.
       accumulate: parts that a batch is computed in, one after another, to save memory.
       label_smoothing: share of the target that is spread over all classes.
-      class_weights: 'none', or 'balanced': each class counts the same, however many videos it has.
+      class_weights: 'none', or 'balanced': a class counts the same however many videos it has.
       ema: the final weights are moving averages with this momentum, e.g. 0.999; 0 takes the last.
       bias_rate: factor on the learning rate of biases for 'sgd'; 2 in the original.
       init_from: an artefact whose weights are the start; '' starts at random.

@@ -52,7 +52,8 @@ class Trainer:
                 raise ValueError('--accumulate on several devices: expected a network without batch '
                                  'normalisation; take a smaller --batch_size instead')
             for name in recipe.freeze:
-                self.model.get_layer(name).trainable = False  # ValueError where there is none
+                for layer in layers_of(self.model, name):
+                    layer.trainable = False
             self._optimizer = self._make_optimizer()
             self._optimizer.build(self.model.trainable_variables)
         self._dropouts = [layer.seed_generator.state for layer in self.model.layers
@@ -144,7 +145,8 @@ class Trainer:
         if self._class_weights is not None:
             weights *= tf.gather(self._class_weights, labels)
         if self._recipe.mixup:
-            clips, targets = _mix(clips, targets, self._recipe.mixup, tf.stack([step, replica]))
+            seed = tf.stack([step, replica + (self._recipe.seed << 24)])
+            clips, targets = _mix(clips, targets, self._recipe.mixup, seed)
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             logits = self.model(clips, training=True)
@@ -223,6 +225,21 @@ class Trainer:
     @tf.function(reduce_retracing=True)
     def _predict(self, clips):
         return tf.argmax(self.model(clips, training=False), axis=1, output_type=tf.int32)
+
+
+def layers_of(model: keras.Model, name: str) -> list[keras.layers.Layer]:
+    """Returns the layers with weights that make the paper's layer `name`: itself, or with batch
+    normalisation `name_conv` and `name_bn`.
+
+    Raises:
+      ValueError: there are none.
+    """
+    have = [layer for layer in model.layers if layer.weights]
+    found = [layer for layer in have if layer.name == name or layer.name.startswith(f'{name}_')]
+    if not found:
+        raise ValueError(f'no such layer as {name!r} has weights in {model.name}; it has '
+                         f'{", ".join(layer.name for layer in have)}')
+    return found
 
 
 def caffe_gradients(gradients, variables, *, weight_decay, bias_rate: float):
