@@ -53,14 +53,6 @@ class Preprocessing:
         return cls(tuple(values['frame_size']), values['crop_size'], values['clip_length'],
                    values['stride'], mean, values['short'])
 
-    def differences(self, other: 'Preprocessing') -> dict[str, tuple]:
-        """Returns {name: (mine, theirs)} of what is not the same."""
-        mine, theirs = self.to_json(), other.to_json()
-        found = {k: (mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]}
-        if self.mean.shape != other.mean.shape or not np.array_equal(self.mean, other.mean):
-            found['mean'] = (_describe_mean(self.mean), _describe_mean(other.mean))
-        return found
-
     def centre(self) -> tuple[int, int]:
         """Returns the test crop's (top, left), rounded down as the original's: (8, 29)."""
         return ((self.frame_size[0] - self.crop_size) // 2, (self.frame_size[1] - self.crop_size) // 2)
@@ -96,10 +88,6 @@ def load_mean(name: str, index: records.Index, clip_length: int) -> np.ndarray:
     except ValueError as error:
         raise errors.UsageError(f'--mean={name}: expected volume, channel, none, a number or an '
                                 'existing .npy file') from error
-
-
-def _describe_mean(mean: np.ndarray) -> str:
-    return f'shape {mean.shape}, average {mean.mean():.3f}'
 
 
 def crop(clip: tf.Tensor, top, left, side, flip, colour, spec: Preprocessing) -> tf.Tensor:
