@@ -1,10 +1,11 @@
 # make quickstart: set up, then run the main job on the embedded data set.
 # make test:       set up, then run the tests.
+# make test-torch: read files that PyTorch wrote, and compare with its speed; PyTorch gets an environment of its own.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup quickstart test
+.PHONY: setup quickstart test test-torch
 
 setup: $(VENV)/ready
 
@@ -18,3 +19,11 @@ quickstart: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+test-torch: setup $(VENV)-torch/ready
+	TORCH_PYTHON=$(VENV)-torch/bin/python $(VENV)/bin/python -m pytest -m torch tests/torch_test.py
+
+$(VENV)-torch/ready: requirements-torch.txt
+	$(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/python -m pip install --quiet -r requirements-torch.txt
+	touch $@

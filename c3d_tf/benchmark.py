@@ -6,9 +6,9 @@ a training step against the same step without input, prepare against FFmpeg.
 """
 
 import glob
+import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +35,8 @@ RESULT = 'benchmark.json'
 CLIP_MACS = 38_548_959_232  # of C3D with 487 classes on 16x112x112: the sum of the layers' products
 MATMUL = 4096
 PREPARE_VIDEOS, PREPARE_COPIES = 24, 20  # long enough that the start of the workers does not count
+STEPS, STEP_REPEATS = 6, 3  # of training: steps of a run, and runs of each kind
+STEPS_AHEAD = 4  # more batches than the input pipeline holds ready
 
 
 def benchmark(workdir: str, *, only: tuple[str, ...] = (), batch_size: int = 8) -> dict:
@@ -98,9 +100,12 @@ def _forward(scratch: str, batch_size: int) -> dict:
     return out
 
 
-def _video_folder(scratch: str, videos: int) -> str:
-    """Writes H.264 videos of 320x240 and 100 frames, the size of UCF101's, in a class folder a motion."""
-    folder = os.path.join(scratch, f'videos{videos}')
+def _video_folder(scratch: str, videos: int, copies: int = 1) -> str:
+    """Writes H.264 videos of 320x240 and 100 frames, the size of UCF101's, in a class folder a motion.
+
+    Each is there `copies` times under names of its own.
+    """
+    folder = os.path.join(scratch, f'videos{videos}x{copies}')
     for i in range(videos):
         label = moving_shapes.CLASSES[i % 8]
         path = os.path.join(folder, 'train', label, f'{i}.mp4')
@@ -112,50 +117,55 @@ def _video_folder(scratch: str, videos: int) -> str:
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
             container.mux(stream.encode())
+        for copy in range(1, copies):
+            os.link(path, f'{path[:-4]}_{copy}.mp4')
     return folder
 
 
 def _train_step(scratch: str, batch_size: int) -> dict:
-    """Steps with the input pipeline beside steps on one batch in memory, turn by turn."""
-    folder = _video_folder(scratch, 8)
+    """Runs of steps with the input pipeline beside runs of steps on one batch in memory.
+
+    Runs, since between two steps of the other kind the pipeline could work ahead unseen. The first
+    steps of each run use up what it has prepared in the meantime, and do not count. The best run of
+    each kind does: other work of the machine only ever makes one slower.
+    """
+    batch_size = min(batch_size, 4)  # a step of full C3D takes a CPU about a second a clip
+    total = STEP_REPEATS * (STEPS_AHEAD + STEPS) + 1  # all within one epoch, as in a long one
+    folder = _video_folder(scratch, 8, math.ceil((total + 2) * batch_size / 8))
     target = os.path.join(scratch, 'records')
     prepare.prepare(datasets.load('folder', videos=folder), target)
     index = records.read_index(target)
-    split = index.split('train')
     spec = preprocess.Preprocessing(index.frame_size, 112, 16, 1, index.mean())
-    batch_size = min(batch_size, 4)  # a step of full C3D takes a CPU about a second a clip
     recipe = recipes.Recipe(batch_size=batch_size)
-    trainer = trainers.Trainer(recipe, lambda: recipe.network(8), 100, tf.distribute.get_strategy())
-
-    def batches():
-        epoch = 0
-        while True:
-            yield from pipeline.for_training(split, spec, batch_size=batch_size, epoch=epoch,
-                                             **recipe.choices())
-            epoch += 1
-
-    source = batches()
+    trainer = trainers.Trainer(recipe, lambda: recipe.network(8), total, tf.distribute.get_strategy())
+    source = iter(pipeline.for_training(index.split('train'), spec, batch_size=batch_size, epoch=0,
+                                        **recipe.choices()))
     cached = next(source)
-    trainer.train_step(0, *cached[:2])
-    with_input, without = [], []
-    for step in range(1, 6):
-        for times, batch in ((without, None), (with_input, source)):
-            before = time.perf_counter()
-            clips, labels, _ = next(batch) if batch else cached
+    step = 0
+
+    def run(steps: int, next_batch) -> float:
+        nonlocal step
+        before = time.perf_counter()
+        for _ in range(steps):
+            clips, labels, _ = next_batch()
             float(trainer.train_step(step, clips, labels)[0])
-            times.append(time.perf_counter() - before)
-    rate = batch_size / statistics.median(with_input)
-    return {'train_step/float32': (rate, 'clips/s', statistics.median(without) / statistics.median(with_input),
+            step += 1
+        return (time.perf_counter() - before) / steps
+
+    run(1, lambda: cached)  # makes the graph
+    times = {'cached': [], 'input': []}
+    for _ in range(STEP_REPEATS):
+        for kind, next_batch in (('cached', lambda: cached), ('input', lambda: next(source))):
+            run(STEPS_AHEAD, next_batch)
+            times[kind].append(run(STEPS, next_batch))
+    cached_seconds, seconds = (min(times[kind]) for kind in ('cached', 'input'))
+    return {'train_step/float32': (batch_size / seconds, 'clips/s', cached_seconds / seconds,
                                    'the same step on one batch in memory')}
 
 
 def _prepare(scratch: str, batch_size: int) -> dict:
-    folder = _video_folder(scratch, PREPARE_VIDEOS)
+    folder = _video_folder(scratch, PREPARE_VIDEOS, PREPARE_COPIES)
     paths = sorted(glob.glob(os.path.join(folder, '*/*/*.mp4')))
-    for path in list(paths):
-        for copy in range(1, PREPARE_COPIES):
-            paths.append(f'{path[:-4]}_{copy}.mp4')
-            os.link(path, paths[-1])
     dataset = datasets.load('folder', videos=folder)
     before = time.perf_counter()
     prepare.prepare(dataset, os.path.join(scratch, 'bench_records'))

@@ -18,7 +18,9 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.common import metrics
+from c3d_tf.data import clips
 from c3d_tf.data import pipeline
+from c3d_tf.data import preprocess
 from c3d_tf.data import records
 from c3d_tf.figures import plots
 from c3d_tf.weights import artefact
@@ -45,7 +47,8 @@ def evaluate(
     """Scores every video of a split exactly once.
 
     A clip's score is the softmax of each of its crops; a video's is the mean over all of them (section 4
-    of the paper: 10 random clips, centre crop).
+    of the paper: 10 random clips, centre crop). Videos shorter than a clip count as well: with weights
+    whose training left such videos out (--short=drop) they start over, as they do in predict.
 
     Args:
       records_dir: what prepare wrote.
@@ -61,7 +64,8 @@ def evaluate(
       the content of evaluate.json.
 
     Raises:
-      errors.UsageError: the records and the weights do not fit each other.
+      errors.UsageError: the records and the weights do not fit each other, or the workdir holds an
+        evaluation with another protocol.
     """
     index = records.read_index(records_dir)
     part = index.split(split)
@@ -76,11 +80,18 @@ def evaluate(
         'score': 'mean softmax over clips and crops', 'seed': seed, 'weights_sha256': net.sha256,
         'records': index.fingerprint, 'preprocessing': spec.to_json(),
     }
+    too_short = _too_short(part, spec)
+    if len(too_short):
+        protocol['short_videos'] = f'{len(too_short)}, scored as with --short=loop'
     done = _existing(workdir, protocol, overwrite)
     if done is not None:
         return done
 
     names, labels = pipeline.read_labels(part)
+    if len(too_short):
+        console.say(f'evaluate: {len(too_short)} of {part.num_videos} videos are shorter than a clip, which '
+                    'the training left out (--short=drop); here they start over. The first: '
+                    f'{names[too_short[0]]}')
     batches = pipeline.for_evaluation(part, spec, batch_size=batch_size, choice=clip_choice,
                                       count=num_clips, step=step, crops=crops, seed=seed)
     started = time.time()
@@ -102,7 +113,8 @@ def fuse(score_files: list[str], workdir: str, *, overwrite: bool = False) -> di
       overwrite: does again what is done already.
 
     Raises:
-      errors.UsageError: a file is missing, or is of other videos or classes.
+      errors.UsageError: a file is missing, or is of other videos or classes, or the workdir holds an
+        evaluation with another protocol.
     """
     own = os.path.abspath(os.path.join(workdir, SCORES))
     if len(score_files) > 1 and own in map(os.path.abspath, score_files):
@@ -144,14 +156,47 @@ def _some(names) -> str:
 
 
 def _existing(workdir: str, protocol: dict, overwrite: bool) -> dict | None:
-    """Returns a result of the same protocol that is there already."""
+    """Returns a result of the same protocol that is there already, None where there is work to do.
+
+    Raises:
+      errors.UsageError: there is one of another protocol, and it is not to be overwritten.
+    """
     path = os.path.join(workdir, RESULT)
     before = files.read_json(path)
-    if before is None or before['protocol'] != protocol or overwrite:
+    if before is None or overwrite:
+        return None
+    if before['protocol'] != protocol:
+        raise errors.changed_settings(
+            path, dict(_flat(before['protocol'])), dict(_flat(protocol)),
+            'Give another --workdir (and --weights, where they are in this one), or --overwrite to '
+            'evaluate anew.')
+    if not all(os.path.exists(os.path.join(workdir, name)) for name in (SCORES, CONFUSION)):
         return None
     console.say(f'evaluate: {path} is up to date')
     _say(before)
     return before
+
+
+def _flat(value, name: str = ''):
+    """Yields (name, value) of all that is nested, e.g. ('preprocessing.crop_size', 112)."""
+    if isinstance(value, dict):
+        nested = value.items()
+    elif name == 'fused':  # one dict a file of scores
+        nested = enumerate(value)
+    else:
+        yield name, value
+        return
+    for key, inner in nested:
+        yield from _flat(inner, f'{name}.{key}' if name else key)
+
+
+def _too_short(part: records.Split, spec: preprocess.Preprocessing) -> np.ndarray:
+    """Returns the numbers of the videos that a training with --short=drop would leave out."""
+    if spec.short != 'drop':
+        return np.array([], int)
+    longest = np.zeros(part.num_videos, int)
+    np.maximum.at(longest, part.videos, part.frames)
+    return np.flatnonzero(longest < clips.extent(spec.clip_length, spec.stride))
 
 
 def _one_hot(labels: list[list[int]], classes: int) -> np.ndarray:

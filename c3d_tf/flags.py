@@ -14,6 +14,8 @@ VERBS = {
     'train': 'records → model.keras, checkpoints, TensorBoard curves, train.json in --workdir',
     'evaluate': 'records and weights → evaluate.json and confusion.png in --workdir',
     'predict': 'a video → its top classes, and when they happen',
+    'features': 'videos or records → descriptors of any layer in --output',
+    'import_weights': 'a file of Caffe, PyTorch, Keras or TensorFlow 1 → an artefact, --weights',
     'export': 'weights → a SavedModel for serving in --export_dir/<n>',
     'benchmark': 'how fast every stage is on this machine → benchmark.json in --workdir',
 }
@@ -86,17 +88,17 @@ class Flags:
         add('prepare', real, 'val_fraction', 0.0, 'share of training groups kept for validation')
         add('prepare', real, 'test_fraction', 0.2, 'for folder: share of groups kept for the test, '
             'where there are no train and test folders')
-        add('prepare', self._size, 'frame_size', (128, 171), 'frames are resized to this, aspect not kept')
+        add('prepare import_weights', self._size, 'frame_size', (128, 171), 'frames are resized to this, aspect not kept')
         add('prepare', enum, 'frame_format', 'jpeg', 'jpeg (quality 95) or png', enum_values=['jpeg', 'png'])
         add('prepare', integer, 'clips_per_video', 0, 'random spans kept of a training video; 0: all of it',
             lower_bound=0)
         add('prepare', integer, 'test_clips_per_video', 0, 'the same for videos of other splits',
             lower_bound=0)
         add('prepare', real, 'clip_seconds', 2.0, 'length of such a span', lower_bound=0.0)
-        add('prepare', integer, 'max_failures', 0, 'broken videos that are tolerated; -1: any number',
+        add('prepare features', integer, 'max_failures', 0, 'broken videos that are tolerated; -1: any number',
             lower_bound=-1)
-        add('prepare', integer, 'num_workers', 0, 'processes; 0: one a core', lower_bound=0)
-        add('prepare', real, 'video_timeout', 60.0, 'seconds without a frame after which a file is '
+        add('prepare features', integer, 'num_workers', 0, 'processes that decode; 0: one a core', lower_bound=0)
+        add('prepare features', real, 'video_timeout', 60.0, 'seconds without a frame after which a file is '
             'given up', lower_bound=0.1)
 
         add('train', string, 'model', 'c3d', 'c3d, c3d_bn, depth_1, depth_3, depth_5, depth_7, '
@@ -108,13 +110,14 @@ class Flags:
         add('train', enum, 'head', 'fc', 'fc (fc6 and fc7, the paper) or pool (average, for little data)',
             enum_values=['fc', 'pool'])
         add('train', real, 'dropout', 0.5, 'share of units dropped', lower_bound=0.0, upper_bound=0.99)
-        add('train', enum, 'precision', 'float32', 'of activations; weights are float32',
+        add('train features', enum, 'precision', 'float32', 'of activations; weights are float32',
             enum_values=['float32', 'bfloat16', 'float16'])
         add('prepare train', integer, 'clip_length', 16, 'frames of a clip', lower_bound=1)
         add('train', integer, 'crop_size', 112, 'side of the square that the network sees', lower_bound=1)
         add('train', integer, 'stride', 1, "the video's frames from one of a clip to the next",
             lower_bound=1)
-        add('train', string, 'mean', 'volume', 'volume (the paper), channel, none, a number, or an .npy')
+        add('train import_weights', string, 'mean', 'volume', 'volume (the paper), channel, none, a number, or an '
+            '.npy; for import_weights: .binaryproto, .npy or .npy.bz2, three numbers, a number, or none')
         add('train', enum, 'train_clips', 'random', 'an epoch takes one random clip of each record, or all '
             'clips that follow one another', enum_values=['random', 'all'])
         add('train', boolean, 'flip', True, 'mirror half of the clips')
@@ -127,6 +130,10 @@ class Flags:
             'resized; 1: crop --crop_size as it is', lower_bound=0.05, upper_bound=1.0)
         add('train', real, 'colour', 0.0, 'change brightness, contrast and saturation by up to this share',
             lower_bound=0.0, upper_bound=0.9)
+        add('train', integer, 'rand_augment', 0, 'changes of looks or place drawn for each clip, the same '
+            'for all its frames (RandAugment); 0: none', lower_bound=0)
+        add('train', real, 'rand_magnitude', 7.0, 'for --rand_augment: how strong, 0 to 10',
+            lower_bound=0.0, upper_bound=10.0)
         add('train', real, 'mixup', 0.0, 'alpha of MixUp; 0: none', lower_bound=0.0)
         add('train', integer, 'epochs', 16, 'passes over the training split', lower_bound=1)
         add('train', integer, 'steps', 0, 'updates in all; 0: --epochs decides', lower_bound=0)
@@ -149,36 +156,62 @@ class Flags:
             lower_bound=1)
         add('train', real, 'label_smoothing', 0.0, 'share of the target spread over all classes',
             lower_bound=0.0, upper_bound=0.99)
-        add('train', enum, 'class_weights', 'none', 'none, or balanced: each class counts the same',
-            enum_values=['none', 'balanced'])
+        add('train', enum, 'class_weights', 'none', 'none, or balanced: each class counts the same in an '
+            'epoch', enum_values=['none', 'balanced'])
         add('train', real, 'ema', 0.0, 'momentum of the moving averages that become the weights; 0: none',
             lower_bound=0.0, upper_bound=0.99999)
         add('train', integer, 'patience', 0, 'end after this many epochs without a better validation; '
             '0: never', lower_bound=0)
         add('train', string, 'init_from', '', 'artefact whose weights are the start')
-        add('train', listed, 'reinit', [], 'layers that start at random all the same')
+        add('train import_weights', listed, 'reinit', [], 'layers that start at random all the same')
         add('train', listed, 'freeze', [], 'layers that do not learn')
         add('train', enum, 'strategy', 'default', 'default (one device) or mirrored (all of them)',
             enum_values=['default', 'mirrored'])
         add('train', integer, 'checkpoint_every', 1000, 'steps between two checkpoints', lower_bound=1)
         add('train', integer, 'log_every', 50, "steps between two points of the curves", lower_bound=1)
 
-        add('evaluate predict export', string, 'weights', '', 'artefact; empty: --workdir/model.keras')
-        add('evaluate', enum, 'split', 'test', 'what is scored', enum_values=['train', 'val', 'test'])
+        add('evaluate predict features export import_weights', string, 'weights', '', 'artefact; empty: '
+            '--workdir/model.keras; for import_weights: what is written')
+        add('evaluate features', enum, 'split', 'test', 'of the records', enum_values=['train', 'val', 'test'])
         add('evaluate', integer, 'clips', 10, 'clips a video, for random and uniform', lower_bound=1)
         add('evaluate', enum, 'clip_choice', 'random', 'random (the paper), uniform, or all (every --step '
             'frames)', enum_values=['random', 'uniform', 'all'])
-        add('evaluate predict', integer, 'step', 0, "frames between clips' starts; 0: a clip's length",
-            lower_bound=0)
+        add('evaluate predict features', integer, 'step', 0, "frames between clips' starts; 0: a clip's length, "
+            'for features half of it (the paper)', lower_bound=0)
         add('evaluate', enum, 'crops', 'centre', 'centre (the paper), three along the longer side, or ten '
             '(corners and centre, each also mirrored)', enum_values=['centre', 'three', 'ten'])
         add('evaluate', listed, 'scores', [], 'scores.npz of other evaluations: read again, or several '
             'averaged, instead of running a network')
-        add('evaluate benchmark', integer, 'eval_batch_size', 16, 'clips a batch', lower_bound=1)
+        add('evaluate features benchmark', integer, 'eval_batch_size', 16, 'clips a batch', lower_bound=1)
 
-        add('predict', string, 'input', '', 'a video file')
+        add('predict features', string, 'input', '', 'a video file; for features also a folder, a glob, or a '
+            '.txt list of paths')
         add('predict', boolean, 'json', False, 'print one JSON object')
         add('predict export', integer, 'top_k', 5, 'classes that are named', lower_bound=1)
+
+        add('features', listed, 'layers', ['fc6'], 'whose output is kept, e.g. fc6,prob; convolutions and pools as '
+            '(channels, frames, height, width)')
+        add('features', enum, 'format', 'npz', 'npz (a file a video), hdf5 (one file), or caffe (the '
+            "original's blobs, a file a clip and layer)", enum_values=['npz', 'hdf5', 'caffe'])
+        add('features', enum, 'pool', 'mean', "how clips become the video's descriptor, L2-normalised: mean (the "
+            'paper), max, or conv_pooling (max over clips and frames)', enum_values=['mean', 'max', 'conv_pooling'])
+        add('features', string, 'output', '', 'folder of the descriptors')
+        add('features', real, 'lock_timeout', 600.0, "seconds without a sign of life after which another process's "
+            'video is taken over', lower_bound=1.0)
+
+        add('import_weights', string, 'source', '', 'the file: .caffemodel, .pth, .pt, .pickle, .safetensors, .h5, '
+            '.npy, or a TensorFlow 1 checkpoint')
+        add('import_weights', string, 'labels', '', 'text file, a class name a line')
+        add('import_weights', enum, 'channel_order', '', 'of the images that the weights expect',
+            enum_values=['', 'bgr', 'rgb'])
+        add('import_weights', enum, 'pool5', '', 'where its windows start: aligned (Caffe: 0, 2, 4, 6) or shifted '
+            '(ports that pad both sides: -1, 1, 3, 5)', enum_values=['', 'aligned', 'shifted'])
+        add('import_weights', boolean, 'flip_time', None, 'turn the kernels round in time: for files that came '
+            'through Theano')
+        add('import_weights', enum, 'fc6_order', '', "how the file's network flattens pool5, channels or cells "
+            'first; empty: chw where kernels have their outputs first (Caffe, PyTorch), else hwc',
+            enum_values=['', 'chw', 'hwc'])
+        add('import_weights', boolean, 'dry_run', False, 'print the table, write nothing')
 
         add('export', string, 'export_dir', '', "folder of the model's versions")
         add('export', integer, 'max_clips', 64, 'clips of one request that are scored', lower_bound=1)
@@ -207,7 +240,7 @@ class Flags:
                  '(ICCV 2015).', '',
                  'python -m c3d_tf.main --flagfile=experiments/quickstart.flags [--mode=VERB,…] '
                  '[--flag=value …]', '']
-        lines += [f'  {verb:9} {what}' for verb, what in VERBS.items() if not verbs or verb in verbs]
+        lines += [f'  {verb:14} {what}' for verb, what in VERBS.items() if not verbs or verb in verbs]
         lines += ['', 'A flagfile is a complete experiment: a line a flag, later ones win, so flags after '
                   'it change it.', 'A finished step is not done twice; a stopped one goes on.',
                   'Exit codes: 0 done, 1 failed, 2 wrong use, 75 interrupted (the same command goes on).']

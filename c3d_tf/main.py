@@ -21,8 +21,8 @@ def _prepare(f) -> str:
     _needed(f, 'records')
     dataset = datasets.load(
         f.dataset, videos=f.videos, lists=f.lists, train_list=f.train_list, val_list=f.val_list,
-        test_list=f.test_list, fold=f.fold, groups=f.groups, group_regex=f.group_regex, val_fraction=f.val_fraction, test_fraction=f.test_fraction,
-        seed=f.seed)
+        test_list=f.test_list, fold=f.fold, groups=f.groups, group_regex=f.group_regex,
+        val_fraction=f.val_fraction, test_fraction=f.test_fraction, seed=f.seed)
     _start_tensorflow()
     from c3d_tf import prepare
 
@@ -69,6 +69,31 @@ def _predict(f) -> None:
     predict.show(predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k), as_json=f.json)
 
 
+def _features(f) -> str:
+    _needed(f, 'output')
+    _start_tensorflow()
+    from c3d_tf import features
+
+    features.extract(
+        f.output, _weights(f), videos=f.input, records_dir=f.records, split=f.split,
+        layers=tuple(f.layers), step=f.step, pool=f.pool, file_format=f.format, precision=f.precision,
+        batch_size=f.eval_batch_size, num_workers=f.num_workers, video_timeout=f.video_timeout,
+        lock_timeout=f.lock_timeout, max_failures=f.max_failures, overwrite=f.overwrite)
+    return f.output
+
+
+def _import_weights(f) -> str | None:
+    _needed(f, 'source')
+    _start_tensorflow()
+    from c3d_tf import import_weights
+
+    import_weights.import_weights(
+        f.source, '' if f.dry_run else _needed(f, 'weights'), mean='' if f.mean == 'volume' else f.mean,
+        labels=f.labels, channel_order=f.channel_order, pool5=f.pool5, flip_time=f.flip_time,
+        fc6_order=f.fc6_order, frame_size=f.frame_size, reinit=tuple(f.reinit), overwrite=f.overwrite)
+    return None if f.dry_run else os.path.dirname(os.path.abspath(f.weights))
+
+
 def _export(f) -> str:
     _start_tensorflow()
     from c3d_tf import export
@@ -92,6 +117,8 @@ MODES = {
     'train': _train,
     'evaluate': _evaluate,
     'predict': _predict,
+    'features': _features,
+    'import_weights': _import_weights,
     'export': _export,
     'benchmark': _benchmark,
 }

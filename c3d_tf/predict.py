@@ -12,7 +12,9 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.data import clips
 from c3d_tf.data import preprocess
+from c3d_tf.data import sources
 from c3d_tf.data import video
+from c3d_tf.data import windows
 from c3d_tf.weights import artefact
 
 BATCH = 8  # clips at once: more is no faster on a CPU
@@ -22,7 +24,7 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
     """Classifies one video; memory stays flat however long it is.
 
     Args:
-      path: a video file.
+      path: what `sources.frames` reads: a video file or a folder of images.
       weights: an artefact.
       step: frames from one clip's start to the next; 0 means a clip's extent. A tail shorter than a
         clip is dropped; a video shorter than a clip starts over.
@@ -37,7 +39,7 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
       errors.UsageError: the file is missing or cannot be read as video.
     """
     if not path:
-        raise errors.UsageError('--input is not set: expected a video file')
+        raise errors.UsageError('--input is not set: expected a video file or a folder of images')
     if not os.path.exists(path):
         raise errors.UsageError(f'--input={path}: no such file')
     net = artefact.load(weights)
@@ -66,24 +68,24 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
 
 def _batches(path: str, spec, step: int) -> Iterator[tuple[np.ndarray, list, int]]:
     """Yields (uint8 [N, T, H, W, 3] or None, [(start, end) seconds], frames decoded so far)."""
-    extent = clips.extent(spec.clip_length, spec.stride)
-    window, batch, times, count, next_start = [], [], [], 0, 0
-    for frame in video.decode(path, size=spec.frame_size):
-        if count >= next_start:
-            window.append(frame)
-        count += 1
-        if len(window) == extent:
-            batch.append(np.stack([f.image for f in window[::spec.stride]]))
-            times.append((window[0].time * 1e-6, window[-1].time * 1e-6))
-            window = window[step:]
-            next_start += step
+    count = 0
+
+    def counted():
+        nonlocal count
+        for frame in sources.frames(path, size=spec.frame_size):
+            count += 1
+            yield frame
+
+    batch, times = [], []
+    # One video that is asked for is not left out, whatever training does with those shorter than a clip.
+    short = 'loop' if spec.short == 'drop' else spec.short
+    for clip in windows.cut(counted(), clip_length=spec.clip_length, stride=spec.stride, short=short,
+                            step=step):
+        batch.append(clip.images)
+        times.append((clip.time, clip.end))
         if len(batch) == BATCH:
             yield np.stack(batch), times, count
             batch, times = [], []
-    if count < extent:
-        chosen = clips.indices(0, count, clip_length=spec.clip_length, stride=spec.stride, short=spec.short)
-        batch.append(np.stack([window[i].image for i in chosen]))
-        times.append((window[0].time * 1e-6, window[-1].time * 1e-6))
     # Even without a clip: the frames of the tail count.
     yield np.stack(batch) if batch else None, times, count
 

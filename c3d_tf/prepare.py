@@ -186,16 +186,14 @@ def _splits(tasks: list[local_runner.Task], reports: list[dict], dataset: datase
     for task, report in zip(tasks, reports, strict=True):
         part = splits.setdefault(task.split, {'videos': 0, 'videos_per_class': [], 'shards': []})
         part['videos'] += len(report['records'])
-        part['shards'].append({'file': os.path.basename(task.path), 'records': report['records'],
-                               'frames': report['frames']})
-    for split, part in splits.items():
-        gone = {s['path'] for t, r in zip(tasks, reports) if t.split == split for s in r['skipped']}
-        counts = [0] * len(dataset.class_names)
-        for example in dataset.examples:
-            if example.split == split and example.source not in gone:
-                for label in example.labels:
-                    counts[label] += 1
-        part['videos_per_class'] = counts
+        gone = {skip['path'] for skip in report['skipped']}
+        part['shards'].append({
+            'file': os.path.basename(task.path), 'records': report['records'],
+            'frames': report['frames'],
+            'labels': [list(e.labels) for _, _, e in task.examples if e.source not in gone]})
+    for part in splits.values():
+        taken = [label for shard in part['shards'] for own in shard['labels'] for label in own]
+        part['videos_per_class'] = np.bincount(taken, minlength=len(dataset.class_names)).tolist()
     return splits
 
 

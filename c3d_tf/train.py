@@ -61,7 +61,7 @@ def fit(
 
     Raises:
       errors.UsageError: the recipe cannot be, or the workdir holds a run with another one.
-      errors.RunError: the loss is not a number.
+      errors.RunError: the loss or the weights are not numbers.
       errors.Interrupted: SIGTERM or Ctrl-C came; the state is saved.
     """
     index = records.read_index(records_dir)
@@ -75,7 +75,8 @@ def fit(
         console.say(f'train: {os.path.join(workdir, MODEL)} is trained already')
         return finished
 
-    clips = pipeline.num_training_clips(split, spec, recipe.train_clips)
+    per_record = pipeline.training_clips(split, spec, recipe.train_clips)
+    clips = int(per_record.sum())
     if not clips:
         raise errors.UsageError(f'--short=drop leaves no training clip: no video in {records_dir} has '
                                 f'the {recipe.clip_length} frames of one')
@@ -87,7 +88,7 @@ def fit(
                                 'on CPUs; take bfloat16 here')
     try:
         trainer = trainers.Trainer(recipe, lambda: recipe.network(len(index.class_names)), total, strategy,
-                                   _class_weights(recipe, index))
+                                   _class_weights(recipe, index, split, per_record))
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
     validation = _validation(index, spec, recipe)
@@ -105,7 +106,7 @@ def fit(
         trainer.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
         console.say(f'train: continues at step {int(trainer.step)} of {total}')
     elif recipe.init_from:
-        _initialise(trainer.model, recipe)
+        _initialise(trainer.model, recipe, spec)
     files.write_json(os.path.join(workdir, RESULT), {'status': 'running', 'settings': settings})
     _announce(recipe, trainer, clips, len(index.class_names), total, strategy)
 
@@ -114,6 +115,11 @@ def fit(
         with trainer.final_weights():
             artefact.save(os.path.join(workdir, name),
                           artefact.Artefact(trainer.model, spec, index.class_names, provenance))
+
+    def check(last):  # before good weights are replaced
+        curve.check()
+        if not trainer.finite():
+            raise curves.BadLoss('the weights are not numbers any more; the last batch', last.numpy())
 
     kind = 'moving averages' if recipe.ema else 'weights'
     started = time.time()
@@ -130,18 +136,20 @@ def fit(
                 try:
                     curve.add(step, *sums, batch[2])
                     if validation and (step % steps_per_epoch == 0 or step == total):
+                        check(batch[2])
                         score = trainer.validate(validation)
                         curve.draw(step, val_accuracy=score)
                         if score > float(trainer.best_score):
                             trainer.best_score.assign(score)
                             trainer.best_step.assign(step)
                             save(BEST, f'{kind} at step {step}, best of the validations')
-                    if step % checkpoint_every == 0 or step == total or stop.came:
-                        curve.check()
+                    stopping = stop.came  # asked once: what is said below was done here
+                    if step % checkpoint_every == 0 or step == total or stopping:
+                        check(batch[2])
                         manager.save(checkpoint_number=step)
                 except curves.BadLoss as bad:
                     raise _bad_loss(bad, split, manager.latest_checkpoint) from None
-                if stop.came:
+                if stopping:
                     raise errors.Interrupted(f'stopped at step {step} of {total} and saved; '
                                              'the same command goes on from there')
                 if step == total:
@@ -176,12 +184,29 @@ def _announce(recipe, trainer, clips, classes, total, strategy) -> None:
                     '(--base_batch_size says which batch it was chosen for)')
 
 
-def _class_weights(recipe: Recipe, index: records.Index) -> np.ndarray | None:
+def _class_weights(recipe: Recipe, index: records.Index, split: records.Split,
+                   per_record: np.ndarray) -> np.ndarray | None:
+    """Returns float [K], factors on the loss with which each class counts the same in an epoch.
+
+    Args:
+      recipe: says whether.
+      index: has the labels.
+      split: the training split.
+      per_record: int [R], clips of each record in an epoch.
+    """
     if recipe.class_weights == 'none':
         return None
-    counts = np.array(index.data['splits']['train']['videos_per_class'])
-    # Mean 1 over the videos: sum(counts · weights) = sum(counts). A class without videos counts 0.
-    return np.where(counts, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 0)
+    shards = index.data['splits']['train']['shards']
+    labels = [own for shard in shards for own in shard.get('labels', ())]
+    if not labels:  # records of an earlier version: all are read for it
+        _, labels = pipeline.read_labels(split)
+    clips = np.bincount(split.videos, per_record)
+    counts = np.zeros(len(index.class_names))
+    for own, number in zip(labels, clips, strict=True):
+        counts[own] += number / len(own)  # each clip takes one of them, drawn with the same chance
+    # Mean 1 over the clips: sum(counts · weights) = sum(counts). A class without clips counts 0.
+    mean = counts.sum() / np.count_nonzero(counts)
+    return np.divide(mean, counts, out=np.zeros_like(counts), where=counts > 0)
 
 
 def _validation(index: records.Index, spec: preprocess.Preprocessing, recipe: Recipe):
@@ -208,7 +233,7 @@ def _bad_loss(bad: curves.BadLoss, split: records.Split, checkpoint: str | None)
     names, _ = pipeline.read_labels(split)
     videos = [names[split.videos[record]] for record in bad.records]
     return errors.RunError(
-        'the loss is not a number; the first such batch: ' + ', '.join(videos) + '.\nLower '
+        f'{bad.what}: {", ".join(videos)}.\nLower '
         '--learning_rate or set --clip_norm, in another --workdir; the newest checkpoint is '
         + (checkpoint or 'none') + '.')
 
@@ -224,18 +249,20 @@ def _settings(recipe: Recipe, index: records.Index) -> dict:
 def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     """Returns the result of a finished run; clears the way on `overwrite`."""
     result = files.read_json(os.path.join(workdir, RESULT))
-    if overwrite and result and (result['status'], result['settings']) != ('running', settings):
+    # An option that the run's version did not have yet was then what is its default now.
+    before = result and {**dataclasses.asdict(Recipe()), **result['settings']}
+    if overwrite and result and (result['status'], before) != ('running', settings):
         # A run of the same recipe that was stopped goes on, with --overwrite as well.
         shutil.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
         for name in (MODEL, BEST):
             if os.path.exists(os.path.join(workdir, name)):
                 os.remove(os.path.join(workdir, name))
         return None
-    if result is None or result['settings'] == settings:
+    if result is None or before == settings:
         done = result and result['status'] == 'done' and os.path.exists(os.path.join(workdir, MODEL))
         return result if done else None
     raise errors.changed_settings(
-        f'the run in {workdir}', result['settings'], settings,
+        f'the run in {workdir}', before, settings,
         'Give another --workdir, or --overwrite to start anew.')
 
 
@@ -247,9 +274,11 @@ def _strategy(name: str) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _initialise(model: keras.Model, recipe: Recipe) -> None:
-    """Copies the weights of `recipe.init_from` by layer name; says what starts at random."""
-    source = {layer.name: layer for layer in artefact.load(recipe.init_from).model.layers}
+def _initialise(model: keras.Model, recipe: Recipe, spec: preprocess.Preprocessing) -> None:
+    """Copies the weights of `recipe.init_from` by layer name; says what starts at random, and where the
+    run's preprocessing is another one than theirs."""
+    net = artefact.load(recipe.init_from, flag='--init_from')
+    source = {layer.name: layer for layer in net.model.layers}
     try:
         reinit = {layer.name for name in recipe.reinit for layer in trainers.layers_of(model, name)}
     except ValueError as error:
@@ -270,6 +299,10 @@ def _initialise(model: keras.Model, recipe: Recipe) -> None:
                                     'random')
         layer.set_weights(theirs.get_weights())
     console.say(f'train: weights of {recipe.init_from}; at random: {", ".join(fresh) or "none"}')
+    own = net.preprocessing
+    if own.to_json() != spec.to_json() or not np.array_equal(own.mean, spec.mean):
+        console.say(f'  they were trained on {own}')
+        console.say(f'  this run takes       {spec}')
 
 
 class _StopSignal:

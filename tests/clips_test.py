@@ -118,6 +118,21 @@ def test_scale_jitter_cuts_squares_inside_the_frame():
     assert plan.left.max() > 90
 
 
+def test_randaugment_draws_kind_and_sign_and_nothing_else_changes():
+    plain = _plan(crops='random', flip=True, colour=0.2, epoch=3)
+    assert plain.transforms.shape == plain.strengths.shape == (4000, 0)
+    options = {'crops': 'random', 'flip': True, 'colour': 0.2, 'rand_augment': 2, 'rand_magnitude': 7.0}
+    plan, again, other = (_plan(**options, epoch=epoch) for epoch in (3, 3, 4))
+    for name, column in plain._asdict().items():
+        if name not in ('transforms', 'strengths'):
+            assert np.array_equal(column, getattr(plan, name)), name
+    assert set(np.unique(plan.transforms)) == set(range(len(clips.TRANSFORMS)))
+    assert set(np.unique(plan.strengths)) == {np.float32(-0.7), np.float32(0.7)}
+    assert np.bincount(plan.transforms.ravel()).min() > 8000 / len(clips.TRANSFORMS) * 0.8
+    assert np.array_equal(plan.transforms, again.transforms) and np.array_equal(plan.strengths, again.strengths)
+    assert (plan.transforms != other.transforms).mean() > 0.8
+
+
 def test_colour_is_one_factor_a_clip():
     assert (_plan().colour == 1).all()
     plan = _plan(colour=0.2)

@@ -3,8 +3,14 @@ import numpy as np
 import pytest
 
 from c3d_tf import evaluate
+from c3d_tf import models
+from c3d_tf import prepare
 from c3d_tf.common import errors
 from c3d_tf.common import metrics
+from c3d_tf.data import datasets
+from c3d_tf.data import preprocess
+from c3d_tf.weights import artefact
+from tests import conftest
 
 
 def test_metrics_by_hand():
@@ -55,6 +61,55 @@ def test_scores_are_read_again_and_fused_by_video(tmp_path):
     with np.load(tmp_path / 'w2/scores.npz') as fused:
         np.testing.assert_allclose(fused['scores'], [[.65, .35], [.35, .65]])
     assert result['per_class'][1] == {'class': 'b', 'videos': 1, 'right': 1, 'mostly_taken_for': ''}
+
+
+def test_another_protocol_in_the_same_folder_is_shown_and_refused(tmp_path, capsys):
+    one = _write_scores(tmp_path / 'one.npz', [[.9, .1], [.6, .4], [.6, .4]])
+    two = _write_scores(tmp_path / 'two.npz', [[.9, .1], [.1, .9], [.1, .9]])
+    workdir = str(tmp_path / 'w')
+    evaluate.fuse([one], workdir)
+    before = (tmp_path / 'w/evaluate.json').read_bytes()
+    with pytest.raises(errors.UsageError) as error:
+        evaluate.fuse([two], workdir)
+    said = str(error.value)
+    assert f"fused.0.scores: was '{one}', now '{two}'" in said and 'fused.0.sha256' in said
+    assert '--overwrite' in said and '--weights' in said
+    assert (tmp_path / 'w/evaluate.json').read_bytes() == before
+    assert evaluate.fuse([two], workdir, overwrite=True)['video_hit@1'] == 1
+    capsys.readouterr()
+    evaluate.fuse([two], workdir)
+    assert 'is up to date' in capsys.readouterr().out
+    (tmp_path / 'w/scores.npz').unlink()
+    evaluate.fuse([two], workdir)
+    assert (tmp_path / 'w/scores.npz').exists()
+
+
+def test_what_differs_in_a_nested_protocol_is_shown_by_itself():
+    protocol = {'split': 'test', 'preprocessing': {'frame_size': [24, 32], 'short': 'loop'}}
+    assert dict(evaluate._flat(protocol)) == {
+        'split': 'test', 'preprocessing.frame_size': [24, 32], 'preprocessing.short': 'loop'}
+
+
+def test_videos_too_short_for_the_training_are_scored_all_the_same(tmp_path, capsys):
+    """The weights of --short=drop; e has one clip in full, f and g start over."""
+    for name, frames in (('train/a/x', 20), ('train/b/y', 20), ('test/a/e', 40), ('test/b/f', 9), ('test/b/g', 5)):
+        conftest.counting_video(tmp_path / f'v/{name}.avi', frames)
+    records_dir = str(tmp_path / 'r')
+    prepare.prepare(datasets.load('folder', videos=str(tmp_path / 'v')), records_dir, frame_size=(24, 32))
+    for short in ('drop', 'loop'):
+        spec = preprocess.Preprocessing((24, 32), 20, 16, 1, np.zeros((), np.float32), short)
+        net = models.build('depth_3', num_classes=2, crop_size=20, width=0.05)
+        for variable in net.variables:
+            variable.assign(np.random.default_rng(variable.shape.num_elements()).normal(size=variable.shape))
+        artefact.save(str(tmp_path / f'{short}.keras'), artefact.Artefact(net, spec, ('a', 'b'), {}))
+        result = evaluate.evaluate(records_dir, str(tmp_path / f'{short}.keras'), str(tmp_path / short),
+                                   clip_choice='all')
+        assert (result['videos'], result['clips'], np.sum(result['confusion'])) == (3, 4, 3)
+        said = capsys.readouterr().out
+        assert ('2 of 3 videos are shorter than a clip' in said and 'test/b/f.avi' in said) == (short == 'drop')
+        assert ('short_videos' in result['protocol']) == (short == 'drop')
+    scores = [np.load(tmp_path / short / 'scores.npz')['scores'] for short in ('drop', 'loop')]
+    np.testing.assert_array_equal(*scores)
 
 
 @pytest.mark.parametrize(('make', 'message'), [

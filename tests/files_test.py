@@ -3,12 +3,14 @@ from c3d_tf.common import files
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path):
-    ours = ['index.json.tmp-123', 'model.keras.tmp-9.keras']
+    ours = ['index.json.tmp-123', 'model.keras.tmp-9']
     theirs = ['notes.tmp-old', 'x.tmp-1x', 'model.keras']
     for name in ours + theirs:
         (tmp_path / name).write_text('x')
     (tmp_path / 'frames_temp').mkdir()
     (tmp_path / 'folder.tmp-5').mkdir()
+    (tmp_path / 'model.keras.tmp-7.d').mkdir()
+    (tmp_path / 'model.keras.tmp-7.d/config.json').touch()
     files.remove_leftovers(str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {*theirs, 'frames_temp', 'folder.tmp-5'}
 

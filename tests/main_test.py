@@ -2,7 +2,6 @@
 """Through the front door, with real flags and real files."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -172,7 +171,7 @@ def test_other_classes_are_refused(run, tmp_path, capsys):
       '--norandom_crop'], 'needs --random_crop'),
     (['--mode=evaluate', '--workdir=w', '--scores=nowhere.npz'], 'nowhere.npz: no such file'),
     (['--mode=train', '--workdir=w', '--records=RECORDS', '--crop_size=20', '--init_from=x.keras'],
-     'x.keras: no such file'),
+     '--init_from=x.keras: no such file'),
 ], ids=str)
 def test_wrong_use_answers_what_was_expected_and_what_came(run, words, message, capsys, monkeypatch,
                                                            tmp_path):
@@ -232,7 +231,7 @@ def test_a_stopped_run_is_continued_by_the_same_command(run, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_evaluation_on_five_videos_with_batch_two_counts_five(run, tmp_path):
+def test_an_evaluation_on_five_videos_with_batch_two_counts_five(run, tmp_path, capsys):
     root, flags = run
     for i in range(5):
         conftest.counting_video(tmp_path / f'v/test/{("ball", "water")[i % 2]}/{i}.avi', 17 + i)
@@ -241,7 +240,11 @@ def test_an_evaluation_on_five_videos_with_batch_two_counts_five(run, tmp_path):
     assert _main('--mode=prepare,evaluate', *words, '--clips=1') == 0
     result = json.loads((tmp_path / 'w/evaluate.json').read_text())
     assert (result['videos'], result['clips'], np.sum(result['confusion'])) == (5, 5, 5)
-    assert _main('--mode=evaluate', *words, '--clips=3', '--crops=ten') == 0
+    assert _main('--mode=evaluate', *words, '--clips=3', '--crops=ten') == 2
+    said = capsys.readouterr().err
+    assert "crops: was 'centre', now 'ten'" in said and '--overwrite' in said
+    assert json.loads((tmp_path / 'w/evaluate.json').read_text()) == result
+    assert _main('--mode=evaluate', *words, '--clips=3', '--crops=ten', '--overwrite') == 0
     result = json.loads((tmp_path / 'w/evaluate.json').read_text())
     assert (result['videos'], result['clips'], np.sum(result['confusion'])) == (5, 15, 5)
     assert _main('--mode=evaluate', f'--scores={tmp_path}/w/scores.npz,{tmp_path}/w/scores.npz',

@@ -237,3 +237,29 @@ def test_short_convolutions_stay_in_float32(name, clip_length, expected):
              if isinstance(layer, keras.layers.Conv3D) and layer.compute_dtype == 'float32']
     assert short == expected
     assert model.output.dtype == 'float32'
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_a_network_converted_to_bfloat16_is_one_built_so(name):
+    options = {'num_classes': 3, 'width': 0.1, 'crop_size': 64}
+    model = models.build(name, **options)
+    converted = precisions.convert(model, 'bfloat16')
+    built = models.build(name, precision='bfloat16', **options)
+    assert [layer.dtype_policy.name for layer in converted.layers] == [
+        layer.dtype_policy.name for layer in built.layers]
+    assert len({layer.dtype_policy.name for layer in converted.layers}) == 2
+    for ours, theirs in zip(model.get_weights(), converted.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    back = precisions.convert(converted, 'float32')
+    assert {layer.dtype_policy.name for layer in back.layers} == {'float32'}
+
+
+def test_pool5_shifted_is_padded_on_both_sides():
+    # c3d-pytorch: MaxPool3d(kernel_size=(2, 2, 2), stride=(2, 2, 2), padding=(0, 1, 1))
+    model = models.build('c3d', num_classes=2, width=0.1, pool5='shifted')
+    x = np.arange(2 * 49 * 51, dtype=np.float32).reshape(1, 2, 7, 7, 51)
+    tail = keras.Model(model.get_layer('pool5_pad').input, model.get_layer('pool5').output)
+    found = keras.ops.convert_to_numpy(tail(x))[0, 0]
+    edges = [(0, 1), (1, 3), (3, 5), (5, 7)]
+    expected = [[x[0, :, a:b, c:d].max(axis=(0, 1, 2)) for c, d in edges] for a, b in edges]
+    np.testing.assert_array_equal(found, np.array(expected))

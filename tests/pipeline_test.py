@@ -106,16 +106,42 @@ def test_an_epoch_of_all_clips(index):
     batches = list(pipeline.for_training(split, spec, batch_size=4, epoch=0, choice='all').as_numpy_iterator())
     found = sorted((int(r), _frames(c)[0]) for clips, _, rs in batches for c, r in zip(clips, rs))
     assert found == [(r, start) for r, n in enumerate(split.frames) for start in range(0, n - 7, 8)]
-    assert pipeline.num_training_clips(split, spec, 'all') == len(found)
+    per_record = pipeline.training_clips(split, spec, 'all')
+    assert per_record.tolist() == np.bincount([r for r, _ in found]).tolist()
 
 
 def test_videos_that_are_too_short_can_be_left_out(index):
     spec = _spec(short='drop', clip_length=24, stride=1, mean=np.zeros(3))
     split = index.split('train')  # 20 … 30 frames: seven of eleven are long enough
     batches = list(pipeline.for_training(split, spec, batch_size=4, epoch=0).as_numpy_iterator())
-    assert pipeline.num_training_clips(split, spec, 'random') == 7
+    assert pipeline.training_clips(split, spec, 'random').tolist() == (split.frames >= 24).tolist()
     expected = np.flatnonzero(split.frames >= 24)
     assert sorted(np.concatenate([batch[2] for batch in batches])) == expected.tolist()
+
+
+def test_no_video_is_left_out_of_an_evaluation(index):
+    split = index.split('test')  # 32 + 36 frames, and 5
+    batches = pipeline.for_evaluation(split, _spec(short='drop'), batch_size=3, choice='uniform', count=2)
+    found = [(int(split.videos[r]), _frames(c)) for clips, rs in batches.as_numpy_iterator()
+             for c, r in zip(clips, rs)]
+    assert [video for video, _ in found] == [0, 0, 1, 1]
+    assert found[-1][1] == [0, 1, 2, 3, 4] * 3 + [0]
+
+
+def test_randaugment_is_the_same_in_a_pass_again_and_other_in_the_next(index):
+    def epoch(number, **options):
+        batches = pipeline.for_training(index.split('train'), _spec(100.0), batch_size=11, epoch=number, seed=7,
+                                        **options)
+        return next(batches.as_numpy_iterator())[0]
+
+    options = {'rand_augment': 2, 'rand_magnitude': 9.0}
+    first = epoch(1, **options)
+    np.testing.assert_array_equal(first, epoch(1, **options))
+    assert first.min() >= -100 and first.max() <= 155  # the mean is subtracted last
+    plain = epoch(1)
+    changed = [not np.array_equal(a, b) for a, b in zip(first, plain)]
+    assert 5 < sum(changed)
+    np.testing.assert_allclose(epoch(1, rand_augment=2, rand_magnitude=0.0), plain, atol=1e-3)
 
 
 def test_inference_equals_evaluations_centre_crop(index):

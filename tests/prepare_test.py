@@ -140,6 +140,10 @@ def test_broken_videos_are_reported_and_the_rest_goes_on(folder, tmp_path):
     assert [os.path.basename(s['path']) for s in skipped] == ['empty.avi', 'notes.txt', 'pipe.mp4']
     assert skipped[2]['reason'] == 'timed out: no frame for 3 s'
     assert index['taken'] + len(skipped) == index['found'] == 5
+    train = index['splits']['train']
+    # In the order of the records, and only of videos that have some: a/good.avi and b/good.avi.
+    assert [shard['labels'] for shard in train['shards']] == [[[0], [1]]]
+    assert train['videos_per_class'] == [1, 1]
 
 
 def _crash(task, given_up, reading):

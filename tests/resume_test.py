@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Everything that has a state or a random choice, and weights large enough that writing them takes time.
 RECIPE = ['--mode=train', '--model=depth_3', '--width=0.4', '--batch_norm', '--initializer=he',
           '--crop_size=20', '--mean=channel', '--dropout=0.3', '--flip', '--random_crop', '--min_scale=0.7',
-          '--colour=0.2', '--mixup=0.2', '--max_stride=2', '--momentum=0.9', '--ema=0.9',
+          '--colour=0.2', '--rand_augment=2', '--mixup=0.2', '--max_stride=2', '--momentum=0.9', '--ema=0.9',
           '--learning_rate=0.001', '--batch_size=4', '--steps=40', '--checkpoint_every=6', '--log_every=5']
 
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -73,7 +75,12 @@ def test_init_from_copies_all_but_the_layers_named(records_dir, tmp_path, capsys
     start = str(tmp_path / 'a/model.keras')
     recipe = train.Recipe(**{**SMALL, 'steps': 1}, learning_rate=0.0, init_from=start, reinit=('fc8',))
     train.fit(records_dir, str(tmp_path / 'b'), recipe)
-    assert 'at random: fc8' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'at random: fc8' in said and 'this run takes' not in said  # the same preprocessing
+    other = dataclasses.replace(recipe, mean='none', short='repeat_last')
+    train.fit(records_dir, str(tmp_path / 'other'), other)
+    theirs, own = capsys.readouterr().out.split('they were trained on ')[1].splitlines()[:2]
+    assert 'short loop, mean ' in theirs and 'this run takes' in own and 'short repeat_last, mean 0.00' in own
     a, b = (artefact.load(str(tmp_path / name / 'model.keras')).model for name in 'ab')
     for layer in a.layers:
         same = [np.array_equal(x, y) for x, y in zip(layer.get_weights(), b.get_layer(layer.name).get_weights())]
@@ -90,6 +97,49 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(records_dir, tmp_path
     with pytest.raises(errors.RunError, match='loss is not a number'):
         train.fit(records_dir, str(tmp_path), recipe, log_every=5)
     assert not (tmp_path / 'model.keras').exists()
+
+
+def test_weights_that_are_no_numbers_are_never_saved(records_dir, tmp_path):
+    # The first loss is finite; its update multiplies the weights by 1e60.
+    recipe = train.Recipe(**{**SMALL, 'steps': 1}, learning_rate=1e30, weight_decay=1e30)
+    with pytest.raises(errors.RunError, match='weights are not numbers any more; the last batch: train/') as error:
+        train.fit(records_dir, str(tmp_path), recipe)
+    assert '--learning_rate' in str(error.value)
+    assert not (tmp_path / 'model.keras').exists() and not (tmp_path / 'checkpoints').exists()
+
+
+def test_balanced_weights_count_the_clips_of_an_epoch(records_dir, tmp_path):
+    """ball has 20 and 31 frames, water 16 and 7: at clips of 7 frames 2 + 4 clips against 2 + 1."""
+    index = records.read_index(records_dir)
+    split = index.split('train')
+    spec = preprocess.Preprocessing((24, 32), 20, 7, 1, np.zeros((), np.float32))
+    per_record = pipeline.training_clips(split, spec, 'all')
+    assert per_record.tolist() == [2, 4, 2, 1]
+    balanced = train.Recipe(class_weights='balanced')
+    weights = train._class_weights(balanced, index, split, per_record)
+    np.testing.assert_allclose(weights, [4.5 / 6, 4.5 / 3])
+    # One random clip of each record: the classes count the same as they are.
+    np.testing.assert_allclose(train._class_weights(balanced, index, split, np.ones(4, int)), [1, 1])
+    # Records without labels in their index are read.
+    data = json.loads(json.dumps(index.data))
+    del data['splits']['train']['shards'][0]['labels']
+    old = train._class_weights(balanced, records.Index(records_dir, data), split, per_record)
+    np.testing.assert_array_equal(old, weights)
+    # Of two labels a clip takes each half of the time; a class without clips counts 0.
+    data['splits']['train']['shards'][0]['labels'] = [[0], [0, 2], [2], [2]]
+    data['class_names'] = ['a', 'b', 'c']
+    several = train._class_weights(balanced, records.Index(records_dir, data), split, per_record)
+    np.testing.assert_allclose(several, [4.5 / 4, 0, 4.5 / 5])
+
+
+def test_an_option_that_an_older_run_did_not_know_had_its_default(records_dir, tmp_path):
+    train.fit(records_dir, str(tmp_path), train.Recipe(**SMALL))
+    result = json.loads((tmp_path / 'train.json').read_text())
+    del result['settings']['rand_augment']
+    (tmp_path / 'train.json').write_text(json.dumps(result))
+    assert train.fit(records_dir, str(tmp_path), train.Recipe(**SMALL))['status'] == 'done'
+    with pytest.raises(errors.UsageError, match='rand_augment: was 0, now 2'):
+        train.fit(records_dir, str(tmp_path), train.Recipe(**SMALL, rand_augment=2))
 
 
 def test_plain_keras_fit_works_on_the_pipeline(records_dir):

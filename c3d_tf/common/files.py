@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 
 from c3d_tf.common import errors
 
@@ -25,10 +26,12 @@ def replacing(path: str):
 
 
 def remove_leftovers(directory: str) -> None:
-    """Deletes the files that a killed `replacing` left in the directory, and nothing else."""
+    """Deletes what a killed `replacing` left in the directory, and nothing else."""
     for path in glob.glob(os.path.join(glob.escape(directory), '*.tmp-*')):
-        if re.search(r'\.tmp-\d+(\.keras)?$', path) and os.path.isfile(path):
+        if re.search(r'\.tmp-\d+$', path) and os.path.isfile(path):
             os.remove(path)
+        elif re.search(r'\.keras\.tmp-\d+\.d$', path):  # what artefact.save works in
+            shutil.rmtree(path)
 
 
 def write_text(path: str, text: str) -> None:

@@ -12,6 +12,9 @@ import numpy as np
 CHOICES = ('random', 'uniform', 'all')
 SHORT = ('loop', 'repeat_last', 'drop')  # what becomes of a video shorter than a clip
 CROPS = ('centre', 'random', 'three', 'ten')
+# What RandAugment draws from; `randaugment.apply` says what each does.
+TRANSFORMS = ('identity', 'brightness', 'contrast', 'saturation', 'sharpness', 'posterize', 'solarize',
+              'auto_contrast', 'rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y')
 
 
 class Plan(NamedTuple):
@@ -26,6 +29,8 @@ class Plan(NamedTuple):
       flip: bool [C], whether the clip is mirrored.
       colour: float32 [C, 3], factors of brightness, contrast and saturation.
       draw: float32 [C] in 0 … 1; picks one of several labels.
+      transforms: int64 [C, N], places in TRANSFORMS, applied one after another.
+      strengths: float32 [C, N] in -1 … 1, how much and which way of each.
     """
 
     splits: np.ndarray
@@ -37,6 +42,8 @@ class Plan(NamedTuple):
     flip: np.ndarray
     colour: np.ndarray
     draw: np.ndarray
+    transforms: np.ndarray
+    strengths: np.ndarray
 
 
 def extent(clip_length: int, stride: int) -> int:
@@ -143,6 +150,8 @@ def plan(
     min_scale: float = 1.0,
     flip: bool = False,
     colour: float = 0.0,
+    rand_augment: int = 0,
+    rand_magnitude: float = 0.0,
     seed: int = 0,
     epoch: int = 0,
 ) -> Plan:
@@ -160,6 +169,9 @@ def plan(
         shorter side, and resized to crop_size; 1 cuts crop_size as it is.
       flip: mirrors half of the clips.
       colour: brightness, contrast and saturation are multiplied by 1 − colour … 1 + colour.
+      rand_augment: transforms drawn for each clip, the same for all its frames (RandAugment, Cubuk et
+        al., 2020).
+      rand_magnitude: their strength, 0 … 10, the same for all; its sign is drawn.
       seed: with `epoch` the source of all that is random.
     """
     rng = np.random.default_rng([seed, epoch])
@@ -185,10 +197,16 @@ def plan(
         top, left, mirrored = np.tile(views, (len(flips), 1)).T
         flips = np.repeat(flips, len(views)) ^ mirrored.astype(bool)
     factors = rng.uniform(1 - colour, 1 + colour, (len(start), 3)) if colour else np.ones((len(start), 3))
+    draw = rng.random(len(start), dtype=np.float32)
+    # Last, so that everything else is drawn the same with it and without.
+    drawn = (len(start), rand_augment)
+    transforms = rng.integers(len(TRANSFORMS), size=drawn)
+    strengths = rng.choice([-1, 1], drawn) * (rand_magnitude / 10)
     return Plan(
         splits=np.concatenate([[0], np.cumsum(np.bincount(record, minlength=len(frames)))]),
         start=start, stride=strides, top=top, left=left, side=side, flip=flips,
-        colour=factors.astype(np.float32), draw=rng.random(len(start), dtype=np.float32))
+        colour=factors.astype(np.float32), draw=draw, transforms=transforms,
+        strengths=strengths.astype(np.float32))
 
 
 def _views(crops: str, spare_height: int, spare_width: int) -> list[tuple[int, int, bool]]:

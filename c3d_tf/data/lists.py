@@ -86,7 +86,7 @@ def ucf101(*, videos, lists, fold, **_) -> tuple[tuple[str, ...], list[Row]]:
     rows = []
     for split, name in zip(('train', 'test'), wanted[1:]):
         file = os.path.join(lists, name)
-        for line in _read_lines(file):
+        for line in read_lines(file):
             listed, *label = _slashes(line).split()  # the test lists have no label
             match = re.fullmatch(r'([^/]+)/(v_.+_(g\d+)_c\d+)\.\w+', listed)
             number, name = classes.get(match[1].lower() if match else '', (None, ''))
@@ -139,7 +139,7 @@ def sports1m(*, videos, lists, **_) -> tuple[tuple[str, ...], list[Row]]:
             f'and --lists={lists} ({", ".join(wanted)}; missing: {", ".join(missing) or "none"}).\n'
             'The lists are in the folder "original" of the sports-1m-dataset repository of '
             'gtoderici on GitHub, labels.txt beside it; the videos are fetched from YouTube by id.')
-    names = tuple(_read_lines(os.path.join(lists, 'labels.txt')))
+    names = tuple(read_lines(os.path.join(lists, 'labels.txt')))
     by_id = {os.path.splitext(name)[0]: os.path.join(videos, name) for name in os.listdir(videos)}
     rows, found = [], 0
     for split in ('train', 'test'):
@@ -167,7 +167,7 @@ def c3d_lst(*, videos, lists, train_list, val_list, test_list, **_) -> tuple[tup
                         train_list, val_list, test_list)
     rows = {}
     for split, file in files:
-        for line, text in enumerate(_read_lines(file), 1):
+        for line, text in enumerate(read_lines(file), 1):
             # `file label`, without a start, is the original's form for temporal jitter.
             match = re.fullmatch(r'(.+?)/?(?:\s+(\d+))?\s+(\d+)', _slashes(text))
             if not match:
@@ -303,14 +303,14 @@ def _text(path: str) -> str:
         raise errors.UsageError(f'{path}: not a text file ({error})') from error
 
 
-def _read_lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
     return [line.strip() for line in _text(path).split('\n') if line.strip()]
 
 
 def _read_pairs(path: str) -> list[tuple[str, str]]:
     """Reads `path label` lines; the path may hold blanks, the label may not."""
     rows = []
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         parts = _slashes(line).rsplit(maxsplit=1)
         if len(parts) != 2:
             raise errors.UsageError(f'{path}, line {number}: expected `path label`, got {line!r}')
@@ -338,7 +338,7 @@ def _read_table(path: str, needed: tuple[str, ...]) -> list[tuple[int, dict[str,
 
 def _read_class_names(path: str, *, first: int) -> tuple[str, ...]:
     """Reads `index name` lines; the indices must count up from `first`."""
-    rows = [line.split(maxsplit=1) for line in _read_lines(path)]
+    rows = [line.split(maxsplit=1) for line in read_lines(path)]
     if [row[0] for row in rows] != [str(i + first) for i in range(len(rows))] or any(
             len(row) != 2 for row in rows):
         raise errors.UsageError(f'{path}: expected lines `index name` with indices '

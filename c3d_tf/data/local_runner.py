@@ -7,16 +7,15 @@ again without that video. Only the workers import TensorFlow.
 
 import collections
 import dataclasses
-import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import time
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.data import datasets
+from c3d_tf.data import workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +64,14 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
     done = total - sum(len(tasks[i].examples) for i in todo)
     progress = console.Progress('prepare', total, 'videos', done=done)
     given_up = collections.defaultdict(dict)  # task → {example: reason}
-    workers = []
+    at_work = []
     try:
         for _ in range(min(num_workers, len(todo))):
-            workers.append(_Worker(work))
-            workers[-1].give(todo.popleft(), tasks, given_up)
-        while workers:
-            heard = multiprocessing.connection.wait([w.connection for w in workers], timeout=0.5)
-            for worker in list(workers):
+            at_work.append(_Worker(work))
+            at_work[-1].give(todo.popleft(), tasks, given_up)
+        while at_work:
+            heard = multiprocessing.connection.wait([w.connection for w in at_work], timeout=0.5)
+            for worker in list(at_work):
                 message = worker.receive() if worker.connection in heard else None
                 if message == ('done',):
                     done += len(tasks[worker.task].examples)
@@ -80,7 +79,7 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
                         worker.give(todo.popleft(), tasks, given_up)
                     else:
                         worker.stop()
-                        workers.remove(worker)
+                        at_work.remove(worker)
                 elif message and message[0] == 'failed':
                     raise errors.RunError(f'{tasks[worker.task].path}: {message[1]}')
                 elif reason := worker.lost(video_timeout):
@@ -90,69 +89,37 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
                         raise errors.RunError(f'{tasks[worker.task].path} cannot be written: {reason}')
                     given_up[worker.task][worker.example] = reason
                     worker.stop()
-                    workers.remove(worker)
-                    workers.append(_Worker(work))
-                    workers[-1].give(worker.task, tasks, given_up)
-            progress.update(done + sum(worker.finished for worker in workers))
+                    at_work.remove(worker)
+                    at_work.append(_Worker(work))
+                    at_work[-1].give(worker.task, tasks, given_up)
+            progress.update(done + sum(worker.finished for worker in at_work))
     finally:
-        for worker in workers:
+        for worker in at_work:
             worker.stop()
     progress.update(done)
     progress.close()
 
 
-class _Worker:
-    """A worker process as its parent sees it."""
+class _Worker(workers.Worker):
+    """A worker process and the shard it has."""
 
     def __init__(self, work):
-        context = multiprocessing.get_context('spawn')  # a fork would share TensorFlow's locks
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_live, args=(theirs,))
-        self._process.daemon = True
-        self._process.start()
-        theirs.close()
+        super().__init__(_live)
         self.connection.send(work)
-        self._ended = False
 
     def give(self, number: int, tasks: list[Task], given_up: dict) -> None:
         self.task, self.example, self.finished = number, None, 0
-        self._heard = None  # the process may take long to start: the clock runs from its first word
-        try:
-            self.connection.send((tasks[number], given_up[number]))
-        except BrokenPipeError as error:
-            raise errors.RunError('a worker process was killed; is there enough memory?') from error
+        self.send((tasks[number], given_up[number]))
 
     def receive(self):
-        try:
-            message = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._ended = True
-            return None
-        self._heard = time.monotonic()
-        if message[0] == 'reading':
+        message = super().receive()
+        if message and message[0] == 'reading':
             self.example = self.finished = message[1]
         return message
-
-    def lost(self, timeout: float) -> str:
-        """Returns why the process will not go on, or ''."""
-        if self._ended:
-            self._process.join()
-            code = self._process.exitcode
-            cause = signal.Signals(-code).name if code < 0 else f'exit code {code}'
-            return f'the decoder crashed ({cause})'
-        if self._heard and time.monotonic() - self._heard > timeout:
-            return f'timed out: no frame for {timeout:g} s'
-        return ''
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self.connection.close()
 
 
 def _live(connection) -> None:
     """A worker's life: shards in, one 'done' or 'failed' each out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     with console.quiet():
         work = connection.recv()  # unpickling imports TensorFlow
     last = (None, 0.0)

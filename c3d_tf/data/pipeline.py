@@ -79,12 +79,12 @@ def for_training(
     return rows.map(example, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
 
 
-def num_training_clips(split: records.Split, spec: preprocess.Preprocessing, choice: str) -> int:
-    """Returns the clips of one epoch of `for_training`."""
+def training_clips(split: records.Split, spec: preprocess.Preprocessing, choice: str) -> np.ndarray:
+    """Returns int64 [R], how many clips each record gives to one epoch of `for_training`."""
     record, _ = clips.choose(
         split.frames, np.arange(len(split.frames)), choice=choice, clip_length=spec.clip_length,
         stride=spec.stride, short=spec.short, rng=np.random.default_rng(0))
-    return len(record)
+    return np.bincount(record, minlength=len(split.frames))
 
 
 def for_evaluation(
@@ -100,6 +100,9 @@ def for_evaluation(
 ) -> tf.data.Dataset:
     """Returns every chosen clip of every video once, all its crops after one another, in record order.
 
+    No video is left out: where the spec says 'drop', which is for training, those shorter than a clip
+    start over.
+
     Args:
       split: the records.
       spec: sizes and mean.
@@ -111,7 +114,7 @@ def for_evaluation(
     """
     plan = clips.plan(
         split.frames, split.videos, choice=choice, count=count, step=step, crops=crops, seed=seed,
-        **_sizes(spec))
+        **_sizes(spec) | {'short': 'loop' if spec.short == 'drop' else spec.short})
     table = _Table(plan)
     rows = _rows(split, tf.constant(plan.splits), np.arange(len(split.files)))
     chosen = rows.map(lambda row: (table.clip(row, spec), row['record']), tf.data.AUTOTUNE,
@@ -145,8 +148,9 @@ class _Table:
         line = {name: column[row['clip']] for name, column in self._columns.items()}
         frames = _decode(row['images'], line['start'], spec.clip_length, line['stride'], spec.short)
         frames = tf.ensure_shape(frames, [spec.clip_length, *spec.frame_size, 3])
-        return preprocess.crop(frames, line['top'], line['left'], line['side'], line['flip'],
-                               line['colour'], spec)
+        return preprocess.crop(
+            frames, line['top'], line['left'], line['side'], line['flip'], line['colour'], spec,
+            zip(tf.unstack(line['transforms']), tf.unstack(line['strengths'])))
 
     def draw(self, row) -> tf.Tensor:
         return self._columns['draw'][row['clip']]

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from c3d_tf.common import errors
+from c3d_tf.data import randaugment
 from c3d_tf.data import records
 from c3d_tf.data import resize
 
@@ -53,9 +54,22 @@ class Preprocessing:
         return cls(tuple(values['frame_size']), values['crop_size'], values['clip_length'],
                    values['stride'], mean, values['short'])
 
+    def __str__(self):
+        mean = self.mean
+        if mean.ndim == 4:
+            shown = f'a volume around {_numbers(mean.mean(axis=(0, 1, 2)))}'
+        else:
+            shown = _numbers(mean.reshape(-1))
+        return (f'frames {self.frame_size[0]}x{self.frame_size[1]}, crop {self.crop_size}, clips of '
+                f'{self.clip_length} at stride {self.stride}, short {self.short}, mean {shown}')
+
     def centre(self) -> tuple[int, int]:
         """Returns the test crop's (top, left), rounded down as the original's: (8, 29)."""
         return ((self.frame_size[0] - self.crop_size) // 2, (self.frame_size[1] - self.crop_size) // 2)
+
+
+def _numbers(values: np.ndarray) -> str:
+    return '/'.join(f'{value:.2f}' for value in values)
 
 
 def load_mean(name: str, index: records.Index, clip_length: int) -> np.ndarray:
@@ -90,8 +104,10 @@ def load_mean(name: str, index: records.Index, clip_length: int) -> np.ndarray:
                                 'existing .npy file') from error
 
 
-def crop(clip: tf.Tensor, top, left, side, flip, colour, spec: Preprocessing) -> tf.Tensor:
-    """Cuts a square, subtracts the mean at the square's own place, then resizes and mirrors.
+def crop(
+    clip: tf.Tensor, top, left, side, flip, colour, spec: Preprocessing, transforms=()
+) -> tf.Tensor:
+    """Cuts a square, changes its looks, subtracts the mean at its own place, then resizes and mirrors.
 
     Args:
       clip: uint8 [T, H, W, 3] of the spec's frame size.
@@ -99,6 +115,7 @@ def crop(clip: tf.Tensor, top, left, side, flip, colour, spec: Preprocessing) ->
       flip: bool; True mirrors left and right, after the mean is gone, as the original did.
       colour: float32 [3], factors of brightness, contrast and saturation; 1 leaves them.
       spec: sizes and mean.
+      transforms: (transform, strength) scalars, one pair for each change of RandAugment.
 
     Returns:
       float32 [T, crop_size, crop_size, 3], about -128 … 128.
@@ -106,6 +123,8 @@ def crop(clip: tf.Tensor, top, left, side, flip, colour, spec: Preprocessing) ->
     size = spec.crop_size
     clip = tf.cast(clip[:, top:top + side, left:left + side], tf.float32)
     clip = tf.cond(tf.reduce_all(tf.equal(colour, 1)), lambda: clip, lambda: _recolour(clip, colour))
+    for transform, strength in transforms:
+        clip = randaugment.apply(clip, transform, strength)
     mean = tf.constant(spec.mean)
     if spec.mean.ndim == 4:
         mean = mean[:, top:top + side, left:left + side]

@@ -48,7 +48,7 @@ def frames(path: str, *, size: tuple[int, int] | None = None) -> Iterator[video.
     count, reason = 0, 'no frames'
     try:
         for name, encoded in images:
-            image = _decode_image(encoded)
+            image = decode_image(encoded)
             if image is None:
                 reason = f'{name} is no image that can be decoded'
                 break
@@ -60,6 +60,15 @@ def frames(path: str, *, size: tuple[int, int] | None = None) -> Iterator[video.
         reason = str(error)
     if not count:
         raise video.VideoError(reason)
+
+
+def decode_image(encoded: bytes) -> np.ndarray | None:
+    """Returns uint8 [H, W, 3] RGB, upright; None where it is no image."""
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # an empty buffer, or a header that promises a monster
+        return None
+    return None if image is None else np.ascontiguousarray(image[..., ::-1])
 
 
 def is_image(path: str) -> bool:
@@ -118,15 +127,6 @@ def _folder_images(path: str) -> Iterator[tuple[str, bytes]]:
     for _, name in sorted(names.items()):
         with open(os.path.join(path, name), 'rb') as file:
             yield name, file.read()
-
-
-def _decode_image(encoded: bytes) -> np.ndarray | None:
-    """Returns uint8 [H, W, 3] RGB, upright; None where it is no image."""
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # an empty buffer, or a header that promises a monster
-        return None
-    return None if image is None else np.ascontiguousarray(image[..., ::-1])
 
 
 def _tfds_images(name: str, data_dir: str, split: str, index: int) -> Iterator[tuple[str, bytes]]:

@@ -28,6 +28,7 @@ MODELS = {
 }
 INITIALIZERS = ('caffe', 'he')
 HEADS = ('fc', 'pool')
+POOL5 = ('aligned', 'shifted')
 
 
 def build(
@@ -41,6 +42,7 @@ def build(
     initializer: str = 'caffe',
     head: str = 'fc',
     dropout: float = 0.5,
+    pool5: str = 'aligned',
     precision: str = 'float32',
 ) -> keras.Model:
     """Returns a network: clips float32 [B, clip_length, crop_size, crop_size, 3] → logits [B, K].
@@ -62,17 +64,19 @@ def build(
         res3d_18 always has the average.
       dropout: the share of units dropped before a fully connected layer; 0.5 in the paper. res3d_18
         drops none.
+      pool5: 'aligned', windows from the first cell on as Caffe's; or 'shifted', from one before it, as
+        ports have it that pad both sides (MMAction2, c3d-pytorch). res3d_18 averages all cells.
       precision: 'float32', or 'bfloat16' or 'float16' with float32 weights and logits.
 
     Raises:
       ValueError: an argument is none of those named.
     """
     for what, value, expected in (('model', name, MODELS), ('initializer', initializer, INITIALIZERS),
-                                  ('head', head, HEADS),
+                                  ('head', head, HEADS), ('pool5', pool5, POOL5),
                                   ('precision', precision, precisions.PRECISIONS)):
         if value not in expected:
             raise ValueError(f'{what} {value!r}: expected one of {", ".join(expected)}')
     return MODELS[name](
         num_classes=num_classes, clip_length=clip_length, crop_size=crop_size, width=width,
-        batch_norm=batch_norm, initializer=initializer, head=head, dropout=dropout,
+        batch_norm=batch_norm, initializer=initializer, head=head, dropout=dropout, pool5=pool5,
         precision=precision)

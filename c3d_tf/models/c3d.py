@@ -47,6 +47,7 @@ def assemble(
     initializer: str,
     head: str,
     dropout: float,
+    pool5: str,
     precision: str,
 ) -> keras.Model:
     """Returns a chain of 3-D convolutions and pools with fully connected layers on top.
@@ -78,6 +79,9 @@ def assemble(
             x = layers.ReLU(dtype=policy, name=conv)(x)
         if pool:
             pool_name, time = pool
+            if pool_name == 'pool5' and pool5 == 'shifted':
+                # Windows {0} {1,2} {3,4} {5,6}: a zero before the first cell, neutral after ReLU.
+                x = layers.ZeroPadding3D(((0, 0), (1, 0), (1, 0)), dtype=policy, name='pool5_pad')(x)
             # 'same' pads at the end only, which is Caffe's ceil mode: windows {0,1} {2,3} {4,5} {6}.
             # So any size goes through: one cell or frame that is left pools to itself.
             x = layers.MaxPooling3D((time, 2, 2), (time, 2, 2), padding='same',

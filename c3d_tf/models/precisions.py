@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which layers compute in which number format."""
 
+import keras
+
 PRECISIONS = ('float32', 'bfloat16', 'float16')
 
 
@@ -21,3 +23,20 @@ def for_convolution(precision: str, *, time: int, depth: int) -> str:
     'same' and stride 1, 0.2 % with explicit padding and 'valid', at strides 1 and 2.
     """
     return 'float32' if 1 < time < depth else policy(precision)
+
+
+def convert(model: keras.Model, precision: str) -> keras.Model:
+    """Returns the same network with the same weights, computing as `models.build(precision=…)` would."""
+
+    def at_precision(layer):
+        if isinstance(layer, keras.layers.InputLayer):
+            return layer
+        if isinstance(layer, keras.layers.Conv3D):
+            dtype = for_convolution(precision, time=layer.input.shape[1], depth=layer.kernel_size[0])
+        else:
+            dtype = 'float32' if layer.output is model.output else policy(precision)
+        return layer.__class__.from_config({**layer.get_config(), 'dtype': dtype})
+
+    converted = keras.models.clone_model(model, clone_function=at_precision)
+    converted.set_weights(model.get_weights())
+    return converted

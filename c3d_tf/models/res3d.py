@@ -29,12 +29,13 @@ def build(
     initializer: str,
     head: str,
     dropout: float,
+    pool5: str,
     precision: str,
 ) -> keras.Model:
     """Returns Res3D-18: conv1, eight blocks of two convolutions, the average of all cells, fc8.
 
     Batch normalisation and the average belong to this network, and it drops nothing: `batch_norm`,
-    `head` and `dropout` change nothing here.
+    `head`, `dropout` and `pool5` change nothing here.
 
     A layer has the name of Caffe's blob, and gives what the blob holds once Caffe has worked in place:
     conv1 and res*_branch2a the value after ReLU; res*_branch1 and res*_branch2b the value after the

@@ -12,11 +12,16 @@ from c3d_tf.common import console
 
 
 class BadLoss(Exception):
-    """The loss is not a number; `records` are those of the first such batch."""
+    """The loss or the weights are not numbers.
 
-    def __init__(self, records: np.ndarray):
-        super().__init__(records)
-        self.records = records
+    Attributes:
+      what: what was found.
+      records: of the batch that it was found in.
+    """
+
+    def __init__(self, what: str, records: np.ndarray):
+        super().__init__(what, records)
+        self.what, self.records = what, records
 
 
 class Curve:
@@ -57,7 +62,7 @@ class Curve:
         """Raises BadLoss if a step since the last point was bad: before good weights are replaced."""
         for loss, *_, records in self._steps:
             if not np.isfinite(float(loss)):
-                raise BadLoss(records.numpy())
+                raise BadLoss('the loss is not a number; the first such batch', records.numpy())
 
     def draw(self, step: int, **more: float) -> None:
         """Writes a point of the curves at `step`, with `more` scalars, e.g. a validation."""

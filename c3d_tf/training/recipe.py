@@ -18,7 +18,7 @@ class Recipe:
       mean: see `preprocess.load_mean`.
       train_clips: 'random', one clip of each record an epoch, or 'all', every one; see
         `pipeline.for_training`.
-      flip, max_stride, min_scale, colour: see `clips.plan`.
+      flip, max_stride, min_scale, colour, rand_augment, rand_magnitude: see `clips.plan`.
       random_crop: crops anywhere instead of the centre.
       mixup: alpha of MixUp; 0 mixes nothing.
       epochs: passes over the training split; ignored where `steps` is set.
@@ -33,7 +33,8 @@ class Recipe:
       clip_norm: largest norm of the whole gradient; 0 clips nothing.
       accumulate: parts that a batch is computed in, one after another, to save memory.
       label_smoothing: share of the target that is spread over all classes.
-      class_weights: 'none', or 'balanced': a class counts the same however many videos it has.
+      class_weights: 'none', or 'balanced': a class counts the same however many clips of an epoch
+        it has.
       ema: the final weights are moving averages with this momentum, e.g. 0.999; 0 takes the last.
       bias_rate: factor on the learning rate of biases for 'sgd'; 2 in the original.
       init_from: an artefact whose weights are the start; '' starts at random.
@@ -62,6 +63,8 @@ class Recipe:
     max_stride: int = 0
     min_scale: float = 1.0
     colour: float = 0.0
+    rand_augment: int = 0
+    rand_magnitude: float = 7.0
     mixup: float = 0.0
     epochs: int = 16
     steps: int = 0
@@ -106,4 +109,6 @@ class Recipe:
     def choices(self) -> dict:
         """Returns the arguments of `clips.plan` that are for training only."""
         return {'choice': self.train_clips, 'crops': 'random' if self.random_crop else 'centre',
-                'flip': self.flip, 'max_stride': self.max_stride, 'min_scale': self.min_scale, 'colour': self.colour}
+                'flip': self.flip, 'max_stride': self.max_stride, 'min_scale': self.min_scale,
+                'colour': self.colour, 'rand_augment': self.rand_augment,
+                'rand_magnitude': self.rand_magnitude}

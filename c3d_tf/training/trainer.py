@@ -222,6 +222,11 @@ class Trainer:
                 seen += len(predicted)
         return hits / seen
 
+    @tf.function
+    def finite(self) -> tf.Tensor:
+        """Returns bool []: no weight is NaN or infinite, as it may be after a step with a finite loss."""
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(w.value)) for w in self.model.weights])
+
     @tf.function(reduce_retracing=True)
     def _predict(self, clips):
         return tf.argmax(self.model(clips, training=False), axis=1, output_type=tf.int32)

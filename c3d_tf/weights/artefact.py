@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import zipfile
 
 import keras
@@ -17,6 +18,7 @@ import numpy as np
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.data import preprocess
+from c3d_tf.models import precisions
 
 PREPROCESSING = 'preprocessing.json'
 MEAN = 'mean.npy'
@@ -45,49 +47,57 @@ class Artefact:
 
 def save(path: str, artefact: Artefact) -> None:
     """Writes the file, complete or not at all."""
-    array = io.BytesIO()
-    np.save(array, artefact.preprocessing.mean)
+    mean = io.BytesIO()
+    np.save(mean, artefact.preprocessing.mean)
     with files.replacing(path) as temporary:
-        whole = f'{temporary}.keras'  # Keras insists on the name's end
+        folder = f'{temporary}.d'
         try:
-            artefact.model.save(whole)
-            with zipfile.ZipFile(whole, 'a') as archive:
+            # By way of a folder: Keras' own zip is put together in memory, at three times the weights.
+            keras.models.save_model(artefact.model, folder, zipped=False)
+            with zipfile.ZipFile(temporary, 'w') as archive:
+                for name in ('metadata.json', 'config.json', 'model.weights.h5'):
+                    archive.write(os.path.join(folder, name), name)
                 archive.writestr(PREPROCESSING, json.dumps(artefact.preprocessing.to_json(), indent=2))
-                archive.writestr(MEAN, array.getvalue())
+                archive.writestr(MEAN, mean.getvalue())
                 archive.writestr(LABELS, ''.join(f'{name}\n' for name in artefact.class_names))
                 archive.writestr(PROVENANCE, json.dumps(artefact.provenance, indent=2))
-            os.rename(whole, temporary)
         finally:
-            if os.path.exists(whole):
-                os.remove(whole)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(path: str) -> Artefact:
+def load(path: str, *, precision: str = '', flag: str = '--weights') -> Artefact:
     """Reads the file; nothing in it is executed.
+
+    Args:
+      path: what train or import_weights wrote.
+      precision: of activations, see `models.build`; '' leaves it as the file has it.
+      flag: where the path was given, for messages.
 
     Raises:
       errors.UsageError: there is no such file, or it is no artefact of this project.
     """
     if not path:
-        raise errors.UsageError('--weights is not set: expected a model.keras file that train wrote')
+        raise errors.UsageError(f'{flag} is not set: expected a model.keras file that train wrote')
     if not os.path.isfile(path):
-        raise errors.UsageError(f'--weights={path}: no such file; run --mode=train first, or give '
+        raise errors.UsageError(f'{flag}={path}: no such file; run --mode=train first, or give '
                                 'the model.keras of another run')
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in
                        (PREPROCESSING, MEAN, LABELS, PROVENANCE) if name in archive.namelist()}
     except zipfile.BadZipFile as error:
-        raise errors.UsageError(f'--weights={path}: not a .keras file ({error})') from error
+        raise errors.UsageError(f'{flag}={path}: not a .keras file ({error})') from error
     if len(members) < 4:
         raise errors.UsageError(
-            f'--weights={path}: a .keras file without the preprocessing its network needs. Keras '
+            f'{flag}={path}: a .keras file without the preprocessing its network needs. Keras '
             'drops those members when a model is saved again: use the file that train wrote.')
     model = keras.models.load_model(path, compile=False, safe_mode=True)
     for variable in model.variables:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
-            raise errors.UsageError(f'--weights={path}: {variable.path} holds NaN or infinity; '
+            raise errors.UsageError(f'{flag}={path}: {variable.path} holds NaN or infinity; '
                                     'the training that wrote it had blown up')
+    if precision:
+        model = precisions.convert(model, precision)
     mean = np.load(io.BytesIO(members[MEAN]), allow_pickle=False)
     return Artefact(
         model=model,
