@@ -6,6 +6,7 @@ a training step against the same step without input, prepare against FFmpeg.
 """
 
 import glob
+import json
 import math
 import os
 import shutil
@@ -13,39 +14,62 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
-import av
+import keras
 import numpy as np
 import tensorflow as tf
 
+from c3d_tf import features
 from c3d_tf import models
 from c3d_tf import prepare
+from c3d_tf.benchmarks import videos
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.data import datasets
-from c3d_tf.data import moving_shapes
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
+from c3d_tf.models import precisions
 from c3d_tf.training import recipe as recipes
 from c3d_tf.training import trainer as trainers
+from c3d_tf.weights import artefact
 
 RESULT = 'benchmark.json'
+CLIP = (16, 112, 112, 3)
 CLIP_MACS = 38_548_959_232  # of C3D with 487 classes on 16x112x112: the sum of the layers' products
 MATMUL = 4096
 PREPARE_VIDEOS, PREPARE_COPIES = 24, 20  # long enough that the start of the workers does not count
 STEPS, STEP_REPEATS = 6, 3  # of training: steps of a run, and runs of each kind
+FEATURE_VIDEOS, FEATURE_FRAMES = 16, 168  # at step 8: 20 clips a video
 STEPS_AHEAD = 4  # more batches than the input pipeline holds ready
 
 
-def benchmark(workdir: str, *, only: tuple[str, ...] = (), batch_size: int = 8) -> dict:
+class Bench(NamedTuple):
+    """What every stage is given.
+
+    Attributes:
+      scratch: a folder for its files.
+      batch_size: clips at once for the network.
+      torch_python: a Python that has PyTorch, or ''.
+    """
+
+    scratch: str
+    batch_size: int
+    torch_python: str
+
+
+def benchmark(
+    workdir: str, *, only: tuple[str, ...] = (), batch_size: int = 8, torch_python: str = ''
+) -> dict:
     """Measures the stages and prints a line for each.
 
     Args:
       workdir: gets benchmark.json, and a folder of videos and records while it runs.
       only: stages to run, of STAGES; empty for all.
       batch_size: clips at once for the network.
+      torch_python: a Python that has PyTorch, for the comparison with it; '' leaves that out.
 
     Returns:
       {stage: {'value', 'unit', 'ratio', 'of'}}; ratio is None where there is nothing to compare with.
@@ -59,7 +83,7 @@ def benchmark(workdir: str, *, only: tuple[str, ...] = (), batch_size: int = 8) 
         for name, stage in STAGES.items():
             if only and name not in only:
                 continue
-            for key, (value, unit, ratio, of) in stage(scratch, batch_size).items():
+            for key, (value, unit, ratio, of) in stage(Bench(scratch, batch_size, torch_python)).items():
                 results[key] = {'value': round(value, 4), 'unit': unit,
                                 'ratio': ratio and round(ratio, 3), 'of': of}
                 beside = f'{ratio:6.2f} of {of}' if ratio else f'       {of}'
@@ -88,51 +112,32 @@ def _matmul_rate(dtype: str) -> float:
     return MATMUL**3 / _best(lambda: product().numpy())
 
 
-def _forward(scratch: str, batch_size: int) -> dict:
-    out = {}
-    clips = tf.random.normal((batch_size, 16, 112, 112, 3), stddev=50.0)
+def _forward(bench: Bench) -> dict:
+    out, rates = {}, {}
+    clips = tf.random.normal((bench.batch_size, *CLIP), stddev=50.0)
     for precision in ('float32', 'bfloat16'):
         model = models.build('c3d', num_classes=487, precision=precision)
         forward = tf.function(lambda x, model=model: model(x, training=False))
-        seconds = _best(lambda forward=forward: forward(clips).numpy(), repeats=3) / batch_size
+        seconds = _best(lambda forward=forward: forward(clips).numpy(), repeats=3) / bench.batch_size
+        rates[precision] = 1 / seconds
         out[f'forward/{precision}'] = (1 / seconds, 'clips/s', CLIP_MACS / seconds / _matmul_rate(precision),
                                        f'the rate of a {precision} matmul of {MATMUL}')
+    out['forward/speed-up'] = (rates['bfloat16'], 'clips/s', rates['bfloat16'] / rates['float32'],
+                               'float32; more than 1 only on CPUs with bfloat16 products')
     return out
 
 
-def _video_folder(scratch: str, videos: int, copies: int = 1) -> str:
-    """Writes H.264 videos of 320x240 and 100 frames, the size of UCF101's, in a class folder a motion.
-
-    Each is there `copies` times under names of its own.
-    """
-    folder = os.path.join(scratch, f'videos{videos}x{copies}')
-    for i in range(videos):
-        label = moving_shapes.CLASSES[i % 8]
-        path = os.path.join(folder, 'train', label, f'{i}.mp4')
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        frames = moving_shapes.render(label, np.random.default_rng(i), height=240, width=320, num_frames=100)
-        with av.open(path, 'w') as container:
-            stream = container.add_stream('libx264', rate=25, options={'preset': 'superfast'})
-            stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
-            container.mux(stream.encode())
-        for copy in range(1, copies):
-            os.link(path, f'{path[:-4]}_{copy}.mp4')
-    return folder
-
-
-def _train_step(scratch: str, batch_size: int) -> dict:
+def _train_step(bench: Bench) -> dict:
     """Runs of steps with the input pipeline beside runs of steps on one batch in memory.
 
     Runs, since between two steps of the other kind the pipeline could work ahead unseen. The first
     steps of each run use up what it has prepared in the meantime, and do not count. The best run of
     each kind does: other work of the machine only ever makes one slower.
     """
-    batch_size = min(batch_size, 4)  # a step of full C3D takes a CPU about a second a clip
+    batch_size = min(bench.batch_size, 4)  # a step of full C3D takes a CPU about a second a clip
     total = STEP_REPEATS * (STEPS_AHEAD + STEPS) + 1  # all within one epoch, as in a long one
-    folder = _video_folder(scratch, 8, math.ceil((total + 2) * batch_size / 8))
-    target = os.path.join(scratch, 'records')
+    folder = videos.folder(bench.scratch, 8, math.ceil((total + 2) * batch_size / 8))
+    target = os.path.join(bench.scratch, 'records')
     prepare.prepare(datasets.load('folder', videos=folder), target)
     index = records.read_index(target)
     spec = preprocess.Preprocessing(index.frame_size, 112, 16, 1, index.mean())
@@ -163,12 +168,12 @@ def _train_step(scratch: str, batch_size: int) -> dict:
                                    'the same step on one batch in memory')}
 
 
-def _prepare(scratch: str, batch_size: int) -> dict:
-    folder = _video_folder(scratch, PREPARE_VIDEOS, PREPARE_COPIES)
+def _prepare(bench: Bench) -> dict:
+    folder = videos.folder(bench.scratch, PREPARE_VIDEOS, PREPARE_COPIES)
     paths = sorted(glob.glob(os.path.join(folder, '*/*/*.mp4')))
     dataset = datasets.load('folder', videos=folder)
     before = time.perf_counter()
-    prepare.prepare(dataset, os.path.join(scratch, 'bench_records'))
+    prepare.prepare(dataset, os.path.join(bench.scratch, 'bench_records'))
     rate = len(paths) * 100 / (time.perf_counter() - before)
     if not shutil.which('ffmpeg'):
         return {'prepare': (rate, 'frames/s', None, 'ffmpeg is not installed: nothing to compare with')}
@@ -180,42 +185,142 @@ def _prepare(scratch: str, batch_size: int) -> dict:
     return {'prepare': (rate, 'frames/s', rate / ffmpeg, 'ffmpeg decoding and scaling the same files')}
 
 
-def _memory(scratch: str, batch_size: int) -> dict:
+def _memory(bench: Bench) -> dict:
     """Peak of prepare and its worker on one video, and on one ten times as long."""
     peaks = []
     for frames in (1500, 15000):
-        folder = os.path.join(scratch, f'long{frames}')
+        folder = os.path.join(bench.scratch, f'long{frames}')
         path = os.path.join(folder, 'train', 'a', 'x.mp4')
         os.makedirs(os.path.dirname(path))
-        noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
-        with av.open(path, 'w') as container:
-            stream = container.add_stream('libx264', rate=25, options={'preset': 'ultrafast'})
-            stream.width, stream.height, stream.pix_fmt = 320, 240, 'yuv420p'
-            for t in range(frames):
-                image = np.roll(noise, t, axis=1)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
-            container.mux(stream.encode())
-        words = ['c3d_tf', '--mode=prepare', f'--videos={folder}', f'--records={scratch}/out{frames}',
-                 '--num_workers=1']
-        done = subprocess.run([sys.executable, '-c', _PEAK, *words], check=True, capture_output=True, text=True)
-        peaks.append(int(done.stdout.split()[-1]) / 1024)
+        videos.write(path, videos.rolling_noise(frames), 'libx264', preset='ultrafast')
+        peaks.append(_peak('--mode=prepare', f'--videos={folder}', f'--records={bench.scratch}/out{frames}',
+                           '--num_workers=1'))
     return {'prepare_memory': (peaks[1], 'MiB', peaks[1] / peaks[0], 'its peak on a tenth of the length')}
 
 
-# VmHWM and not ru_maxrss for the process itself: that one inherits the peak of the process that started it.
-_PEAK = '''
-import re, resource, sys
-from c3d_tf import main
-if __name__ == '__main__':
-    assert main.main(sys.argv[1:]) == 0
-    own = int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])
-    print(own + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-'''
+def _peak(*words: str) -> float:
+    """Returns the peak memory of a command and its children together, in MiB."""
+    command = [sys.executable, '-m', 'c3d_tf.benchmarks.peak', *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) / 1024
 
 
-def _startup(scratch: str, batch_size: int) -> dict:
-    folder = _video_folder(scratch, 8)
-    target = os.path.join(scratch, 'startup_records')
+def _features(bench: Bench) -> dict:
+    """Video files → fc6 on disk, start included, beside the network alone on clips in memory."""
+    weights = _weights(bench.scratch)
+    paths = videos.avi_files(bench.scratch, FEATURE_VIDEOS, FEATURE_FRAMES)
+    clips = tf.random.normal((bench.batch_size, *CLIP), stddev=50.0)
+    out = {}
+    for precision in ('float32', 'bfloat16'):
+        model = artefact.load(weights, precision=precision).model
+        fc6 = tf.function(keras.Model(model.input, model.get_layer('fc6').output))
+        before = bench.batch_size / _best(lambda fc6=fc6: fc6(clips).numpy(), repeats=3)
+        started = time.perf_counter()
+        done = features.extract(
+            os.path.join(bench.scratch, precision), weights, videos=os.path.dirname(paths[0]),
+            precision=precision, batch_size=bench.batch_size)
+        rate = done['clips'] / (time.perf_counter() - started)
+        after = bench.batch_size / _best(lambda fc6=fc6: fc6(clips).numpy(), repeats=3)
+        out[f'features/{precision}'] = (rate, 'clips/s', 2 * rate / (before + after),
+                                        'the network alone on clips in memory')
+    return out
+
+
+def _features_memory(bench: Bench) -> dict:
+    """Peak of features and its decoders on a minute of video, and on thirty."""
+    weights, peaks = _weights(bench.scratch), []
+    for minutes in (1, 30):
+        path = os.path.join(bench.scratch, f'{minutes}min.avi')
+        videos.write(path, videos.rolling_noise(1500 * minutes), 'mpeg4')
+        peaks.append(_peak(
+            '--mode=features', f'--weights={weights}', f'--input={path}', '--step=160',
+            f'--output={bench.scratch}/peak{minutes}', f'--eval_batch_size={bench.batch_size}'))
+    return {'features_memory': (peaks[1], 'MiB', peaks[1] / peaks[0],
+                                'its peak on a thirtieth of the length')}
+
+
+def _weights(scratch: str) -> str:
+    """Writes C3D at random, as the Sports-1M network is, and returns its path."""
+    path = os.path.join(scratch, 'c3d.keras')
+    if not os.path.exists(path):
+        mean = np.full((16, 128, 171, 3), 100, np.float32)
+        model = models.build('c3d', num_classes=487, initializer='he')
+        names = tuple(f'class_{i:03d}' for i in range(487))
+        artefact.save(path, artefact.Artefact(model, preprocess.Preprocessing((128, 171), 112, 16, 1, mean),
+                                              names, {}))
+    return path
+
+
+def _pytorch(bench: Bench) -> dict:
+    """The same network with the same weights in PyTorch, each at the best of its batch sizes and modes.
+
+    Prints every cell. Ours runs before and after, so that a machine that slows down is seen.
+    """
+    if not bench.torch_python:
+        console.say('  pytorch: left out; --torch_python=PYTHON names one that has it (make test-torch makes '
+                    '.venv-torch/bin/python)')
+        return {}
+    model = artefact.load(_weights(bench.scratch)).model
+    state = {}
+    for layer in model.layers:
+        if layer.weights:
+            kernel, bias = layer.get_weights()
+            if kernel.ndim == 5:
+                kernel = kernel.transpose(4, 3, 0, 1, 2)
+            elif layer.name == 'fc6':  # inputs h,w,c → c,h,w
+                kernel = kernel.reshape(16, -1, kernel.shape[1]).transpose(1, 0, 2).reshape(kernel.shape).T
+            else:
+                kernel = kernel.T
+            state[f'{layer.name}.weight'], state[f'{layer.name}.bias'] = np.ascontiguousarray(kernel), bias
+    clips = np.random.default_rng(0).normal(0, 50, (16, *CLIP)).astype(np.float32)
+    np.savez(f'{bench.scratch}/weights.npz', **state)
+    np.save(f'{bench.scratch}/clips.npy', clips.transpose(0, 4, 1, 2, 3))
+    paths = videos.avi_files(bench.scratch, 2, FEATURE_FRAMES)
+    ours = [_by_batch(model, clips)]
+    program = os.path.join(os.path.dirname(__file__), 'benchmarks', 'pytorch.py')
+    done = subprocess.run(
+        [bench.torch_python, program, f'{bench.scratch}/weights.npz', f'{bench.scratch}/clips.npy',
+         str(os.cpu_count()), *paths], check=True, stdout=subprocess.PIPE, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    ours.append(_by_batch(model, clips))
+    theirs, here = np.array(lines[0]['logits']), model(clips[:1]).numpy()
+    error = np.linalg.norm(theirs - here) / np.linalg.norm(here)
+    console.say(f'  pytorch {lines[0]["torch"]}: its logits of a clip differ from ours by {error:.1e} '
+                '(relative L2)')
+    for cell in lines[2:]:
+        console.say(f'    pytorch {cell["precision"]:8} {cell["mode"]:8} batch {cell["batch"]:2d}  '
+                    f'{cell["clips/s"]:6.2f} clips/s')
+    out = {}
+    for precision in ('float32', 'bfloat16'):
+        for batch in (1, 4, 8, 16):
+            console.say(f'    ours    {precision:8} graph    batch {batch:2d}  '
+                        + ', '.join(f'{turn[precision, batch]:6.2f}' for turn in ours) + ' clips/s')
+        best = max(cell['clips/s'] for cell in lines[2:] if cell['precision'] == precision)
+        rate = np.mean([max(rate for key, rate in turn.items() if key[0] == precision) for turn in ours])
+        out[f'pytorch/{precision}'] = (rate, 'clips/s', rate / best, "PyTorch's best")
+    started = time.perf_counter()
+    found = features.extract(f'{bench.scratch}/beside', _weights(bench.scratch),
+                             videos=os.path.dirname(paths[0]), batch_size=bench.batch_size)
+    rate = found['clips'] / (time.perf_counter() - started)
+    out['pytorch/end to end'] = (rate, 'clips/s', rate / lines[1]['by_the_book'],
+                                 'PyTorch fed by OpenCV, clip by clip')
+    return out
+
+
+def _by_batch(model, clips: np.ndarray) -> dict[tuple[str, int], float]:
+    """Returns clips a second by (precision, batch size)."""
+    rates = {}
+    for precision in ('float32', 'bfloat16'):
+        forward = tf.function(precisions.convert(model, precision))
+        for batch in (1, 4, 8, 16):
+            part = tf.constant(clips[:batch])
+            rates[precision, batch] = batch / _best(lambda: forward(part).numpy(), repeats=3)
+    return rates
+
+
+def _startup(bench: Bench) -> dict:
+    folder = videos.folder(bench.scratch, 8)
+    target = os.path.join(bench.scratch, 'startup_records')
     prepare.prepare(datasets.load('folder', videos=folder), target)
     command = [sys.executable, '-m', 'c3d_tf.main']
     before = time.perf_counter()
@@ -223,9 +328,10 @@ def _startup(scratch: str, batch_size: int) -> dict:
     help_seconds = time.perf_counter() - before
     before = time.perf_counter()
     process = subprocess.Popen(
-        [*command, '--mode=train', f'--records={target}', f'--workdir={scratch}/startup', '--batch_size=2',
-         '--steps=1'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    first = next(time.perf_counter() - before for line in process.stdout if line.startswith('train: the rate'))
+        [*command, '--mode=train', f'--records={target}', f'--workdir={bench.scratch}/startup',
+         '--batch_size=2', '--steps=1'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    first = next(time.perf_counter() - before for line in process.stdout
+                 if line.startswith('train: the rate'))
     process.communicate()
     return {'startup/help': (help_seconds, 's', None, 'the bound is 1.5 s'),
             'startup/train': (first, 's', None, 'until the first step of full C3D starts; the bound is 15 s')}
@@ -236,5 +342,8 @@ STAGES = {
     'train_step': _train_step,
     'prepare': _prepare,
     'memory': _memory,
+    'features': _features,
+    'features_memory': _features_memory,
+    'pytorch': _pytorch,
     'startup': _startup,
 }

@@ -15,14 +15,18 @@ from c3d_tf.common import errors
 # The verbs import TensorFlow, so they are imported when they run: help and wrong use answer at once.
 
 
-def _prepare(f) -> str:
+def _dataset(f, fold: int):
     from c3d_tf.data import datasets
 
-    _needed(f, 'records')
-    dataset = datasets.load(
+    return datasets.load(
         f.dataset, videos=f.videos, lists=f.lists, train_list=f.train_list, val_list=f.val_list,
-        test_list=f.test_list, fold=f.fold, groups=f.groups, group_regex=f.group_regex,
+        test_list=f.test_list, fold=fold, groups=f.groups, group_regex=f.group_regex,
         val_fraction=f.val_fraction, test_fraction=f.test_fraction, seed=f.seed)
+
+
+def _prepare(f) -> str:
+    _needed(f, 'records')
+    dataset = _dataset(f, f.fold)
     _start_tensorflow()
     from c3d_tf import prepare
 
@@ -76,10 +80,57 @@ def _features(f) -> str:
 
     features.extract(
         f.output, _weights(f), videos=f.input, records_dir=f.records, split=f.split,
-        layers=tuple(f.layers), step=f.step, pool=f.pool, file_format=f.format, precision=f.precision,
-        batch_size=f.eval_batch_size, num_workers=f.num_workers, video_timeout=f.video_timeout,
+        layers=tuple(f.layers) or ('fc6',), step=f.step, pool=f.pool, file_format=f.format,
+        precision=f.precision, batch_size=f.eval_batch_size, num_workers=f.num_workers, video_timeout=f.video_timeout,
         lock_timeout=f.lock_timeout, max_failures=f.max_failures, overwrite=f.overwrite)
     return f.output
+
+
+def _svm(f) -> str:
+    _needed(f, 'workdir')
+    _needed(f, 'features')
+    # The flagfile of a whole way has --videos and --records: the lists know groups and the videos.
+    folds = [_dataset(f, fold) for fold in _integers(f, 'folds') or [f.fold]] if f.videos else []
+    dimensions = _integers(f, 'pca')
+    _start_tensorflow()
+    from c3d_tf import svm
+
+    svm.svm(
+        f.features, f.workdir, folds=folds, records_dir=f.records, layers=tuple(f.layer), C=f.C,
+        leave_one_out=f.leave_one_out, frames_labels=f.frames_labels, pca=dimensions, embed=f.embed,
+        max_failures=f.max_failures, seed=f.seed, overwrite=f.overwrite)
+    return f.workdir
+
+
+def _similarity(f) -> str:
+    _needed(f, 'workdir')
+    _needed(f, 'features')
+    _start_tensorflow()
+    from c3d_tf import similarity
+
+    layers = tuple(f.similarity_layers)
+    pairs = f.pairs or os.path.join(f.workdir, similarity.PAIRS)
+    if not f.pairs:  # drawn anew by each run: the same labels and seed give the same file
+        labels, groups = ((similarity.labels_of_records(f.records, f.split), None) if f.records else
+                          similarity.labels_of_dataset(_dataset(f, f.fold)))
+        similarity.make_pairs(labels, pairs, features=f.features, layers=layers, groups=groups,
+                              folds=f.pair_folds, pairs_per_fold=f.pairs_per_fold, seed=f.seed)
+    similarity.similarity(f.features, pairs, f.workdir, layers=layers, C=f.C, max_failures=f.max_failures,
+                          overwrite=f.overwrite)
+    return f.workdir
+
+
+def _visualize(f) -> str:
+    _needed(f, 'workdir')
+    units = _integers(f, 'units')
+    _start_tensorflow()
+    from c3d_tf import visualize
+
+    visualize.visualize(
+        _weights(f), f.workdir, videos=f.input, records_dir=f.records, split=f.split, what=tuple(f.what),
+        layers=tuple(f.layers), units=tuple(units), maps=f.maps, top=f.top, label=f.label, step=f.step,
+        overwrite=f.overwrite)
+    return os.path.join(f.workdir, visualize.FOLDER)
 
 
 def _import_weights(f) -> str | None:
@@ -108,7 +159,8 @@ def _benchmark(f) -> str:
     _start_tensorflow()
     from c3d_tf import benchmark
 
-    benchmark.benchmark(f.workdir, only=tuple(f.stages), batch_size=f.eval_batch_size)
+    benchmark.benchmark(f.workdir, only=tuple(f.stages), batch_size=f.eval_batch_size,
+                        torch_python=f.torch_python)
     return f.workdir
 
 
@@ -118,6 +170,9 @@ MODES = {
     'evaluate': _evaluate,
     'predict': _predict,
     'features': _features,
+    'svm': _svm,
+    'similarity': _similarity,
+    'visualize': _visualize,
     'import_weights': _import_weights,
     'export': _export,
     'benchmark': _benchmark,
@@ -198,6 +253,12 @@ def _needed(f, name: str) -> str:
     if not f[name].value:
         raise errors.UsageError(f'--{name} is not set: {f[name].help}')
     return f[name].value
+
+
+def _integers(f, name: str) -> list[int]:
+    if not all(text.isdecimal() for text in f[name].value):
+        raise errors.UsageError(f'--{name}={",".join(f[name].value)}: expected whole numbers, e.g. 1,2,3')
+    return [int(text) for text in f[name].value]
 
 
 def _weights(f) -> str:

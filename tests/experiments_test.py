@@ -26,12 +26,16 @@ SMALL = ['--frame_size=24x32', '--crop_size=20', '--width=0.05', '--batch_size=4
          '--eval_batch_size=4']
 
 
-def _moving_shapes():
-    moving_shapes.write('data/moving_shapes/videos', train_per_class=1, test_per_class=1, num_workers=1)
+def _moving_shapes(each=1):
+    moving_shapes.write('data/moving_shapes/videos', train_per_class=each, test_per_class=each, num_workers=1)
     # The real one has 640 videos; the flagfile finds this one complete.
-    path = pathlib.Path('data/moving_shapes/videos/moving_shapes.json')
-    text = path.read_text().replace('train_per_class": 1', 'train_per_class": 60')
-    path.write_text(text.replace('test_per_class": 1', 'test_per_class": 20'))
+    path = pathlib.Path('data/moving_shapes/videos/.moving_shapes.json')
+    text = path.read_text().replace(f'train_per_class": {each}', 'train_per_class": 60')
+    path.write_text(text.replace(f'test_per_class": {each}', 'test_per_class": 20'))
+
+
+def _two_of_each_shape():
+    _moving_shapes(2)  # pairs of the same action need two
 
 
 def _own_videos():
@@ -89,6 +93,7 @@ MINIATURES = {
     'quickstart': (_moving_shapes, 8),
     'moving_shapes_depth_1': (_moving_shapes, 8),
     'moving_shapes_depth_3': (_moving_shapes, 8),
+    'paper_on_moving_shapes': (_two_of_each_shape, None),
     'own_videos': (_own_videos, None),
     'sports1m': (_sports1m, 1),
     'ucf101_scratch': (_ucf101, 4),
@@ -122,10 +127,15 @@ def test_flagfile(name, folders, monkeypatch):
     assert main.main(['c3d_tf', f'--flagfile=experiments/{name}.flags', *SMALL]) == 0
     f = flags.Flags().values
     f(['c3d_tf', f'--flagfile=experiments/{name}.flags'])
-    result = json.loads(pathlib.Path(f.workdir, 'evaluate.json').read_text())
-    assert test_videos in (None, result['videos'])
+    run = pathlib.Path(f.workdir)
+    if 'evaluate' in f.mode:
+        result = json.loads((run / 'evaluate.json').read_text())
+        assert test_videos in (None, result['videos'])
     if 'export' in f.mode:
         assert pathlib.Path(f.export_dir, '1/saved_model.pb').exists()
+    if 'svm' in f.mode:
+        left = {'svm.json', 'compactness.png', 'tsne.png', 'similarity.json', 'roc.png', 'figures/figures.json'}
+        assert all((run / name).exists() for name in left)
 
 
 def test_sports1m_without_data_says_what_is_missing_within_five_seconds(tmp_path):

@@ -151,17 +151,17 @@ def test_interrupted_write_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(moving_shapes, 'render', fail_at_fourth)
     with pytest.raises(KeyboardInterrupt):
         moving_shapes.write(str(tmp_path), **arguments)
-    assert not (tmp_path / 'moving_shapes.json').exists()
+    assert not (tmp_path / '.moving_shapes.json').exists()
     videos = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/*/*')}
     assert len(videos) == 3
     with pytest.raises(ValueError, match="'seed': 0.*'seed': 1"):
         moving_shapes.write(str(tmp_path), seed=1, **arguments)
     moving_shapes.write(str(tmp_path), **arguments)
-    assert (tmp_path / 'moving_shapes.json').exists()
+    assert (tmp_path / '.moving_shapes.json').exists()
     assert len(calls) == 4 + 5
     assert {path: path.stat().st_mtime_ns for path in videos} == videos
     assert len(list(tmp_path.glob('*/*/*'))) == 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['moving_shapes.json', 'test',
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['.moving_shapes.json', 'test',
                                                                 'train']
 
 

@@ -148,7 +148,7 @@ def _write_video(directory, split, label, index, seed):
 
 def write(directory: str, *, train_per_class: int = 60, test_per_class: int = 20, seed: int = 0,
           num_workers: int = 0) -> None:
-    """Writes directory/{train,test}/<class>/<class>_<nnnn>.{mp4,avi} and moving_shapes.json.
+    """Writes directory/{train,test}/<class>/<class>_<nnnn>.{mp4,avi} and .moving_shapes.json.
 
     A call that was interrupted is resumed by the next one with the same parameters; one that ended
     is not repeated. The workers import the caller's script, which must hence have its usual
@@ -166,7 +166,7 @@ def write(directory: str, *, train_per_class: int = 60, test_per_class: int = 20
     """
     parameters = {'version': VERSION, 'seed': seed, 'train_per_class': train_per_class,
                   'test_per_class': test_per_class}
-    done = os.path.join(directory, 'moving_shapes.json')
+    done = os.path.join(directory, '.moving_shapes.json')
     begun = done + '.part'  # Until all videos are there, lest a resumed set mix two seeds.
     for path in filter(os.path.exists, (done, begun)):
         with open(path, encoding='utf-8') as file:

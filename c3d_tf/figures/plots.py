@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures as PNG files."""
 
+import matplotlib
 import numpy as np
 from matplotlib import figure
 
@@ -32,4 +33,110 @@ def confusion(matrix: np.ndarray, class_names, path: str, *, title: str) -> None
     axes.set_ylabel('true class')
     axes.set_title(title)
     picture.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
+    picture.savefig(path, dpi=110, format='png')
+
+
+def similarity(curves, accuracies: np.ndarray, measures, layers, path: str, *, title: str) -> None:
+    """Draws ROC curves beside a table of what each measure alone reaches.
+
+    Args:
+      curves: name → (false positive rates, true positive rates, area under the curve); the first is the
+        one that counts.
+      accuracies: float [R, L], shares.
+      measures: R formulas.
+      layers: L names.
+      path: the PNG to write.
+      title: above the picture.
+    """
+    picture = figure.Figure(figsize=(6.4 + 2.6 + 0.8 * len(layers), 5.8), layout='constrained')
+    roc, table = picture.subplots(1, 2, width_ratios=[6.0, 2.2 + 0.8 * len(layers)])
+    for number, (name, (wrong, right, area)) in enumerate(curves.items()):
+        first = number == 0
+        roc.plot(wrong, right, color='black' if first else f'C{number - 1}', zorder=3 if first else 2,
+                 linewidth=2.4 if first else 1.3, label=f'{name}: AUC {area:.3f}')
+    roc.plot([0, 1], [0, 1], color='grey', linestyle=':', linewidth=1, label='chance: AUC 0.500')
+    roc.set(xlim=(0, 1), ylim=(0, 1), aspect='equal', xlabel='pairs of two actions taken for the same',
+            ylabel='pairs of one action taken for the same')
+    roc.grid(alpha=0.3)
+    roc.legend(loc='lower right', fontsize=9, framealpha=1)
+    image = table.imshow(accuracies, cmap='Blues', vmin=0.5, vmax=1, aspect='auto')
+    for (row, column), share in np.ndenumerate(accuracies):
+        table.text(column, row, f'{share:.3f}', ha='center', va='center', fontsize=9,
+                   color='white' if share > 0.75 else 'black')
+    table.set_xticks(range(len(layers)), layers, rotation=90 if max(map(len, layers)) > 6 else 0)
+    table.set_yticks(range(len(measures)), [f'{text}  {row}' for row, text in enumerate(measures, 1)],
+                     fontsize=9)
+    table.tick_params(length=0)
+    table.set_title('accuracy of one measure alone', fontsize=10)
+    picture.colorbar(image, ax=table, shrink=0.8)
+    picture.suptitle(title)
+    picture.savefig(path, dpi=110, format='png')
+
+
+def compactness(curves, path: str, *, title: str) -> None:
+    """Draws accuracy by PCA dimension, a line for each set of features.
+
+    Args:
+      curves: dicts of features (a name), dimensions, accuracy, all_dimensions, accuracy_of_all.
+      path: the PNG to write.
+      title: above the picture.
+    """
+    picture = figure.Figure(figsize=(7.2, 5.4), layout='constrained')
+    axes = picture.add_subplot()
+    best = {}
+    for curve in curves:
+        for x, y in zip(curve['dimensions'], curve['accuracy']):
+            best[x] = max(best.get(x, 0), y)
+    for number, curve in enumerate(curves):
+        colour = f'C{number % 10}'
+        axes.plot(curve['dimensions'], curve['accuracy'], marker='o', color=colour,
+                  label=curve['features'])
+        full = curve['accuracy_of_all']
+        axes.axhline(full, color=colour, linestyle='--', linewidth=1,
+                     label=f'all its {curve["all_dimensions"]:,} dimensions: {full:.3f}')
+        for x, y in zip(curve['dimensions'], curve['accuracy']):
+            if y == best[x]:  # the JSON has them all
+                axes.annotate(f'{y:.3f}', (x, y), textcoords='offset points', xytext=(0, 6), ha='center',
+                              fontsize=8)
+    axes.set_xscale('log')
+    axes.set_xticks(sorted(best), [str(dim) for dim in sorted(best)])
+    axes.minorticks_off()
+    highest = max([*best.values(), *(curve['accuracy_of_all'] for curve in curves)])
+    axes.set_ylim(0, min(1.05, 1.2 * highest))
+    axes.set(xlabel='dimensions after PCA', ylabel='accuracy', title=title)
+    axes.grid(alpha=0.3)
+    picture.legend(fontsize=9, loc='outside lower center', ncols=2)
+    picture.savefig(path, dpi=110, format='png')
+
+
+def embedding(panels, class_names, path: str, *, title: str) -> None:
+    """Draws points in the plane, coloured by class.
+
+    Args:
+      panels: (title, float [N, 2], class index int [N]) of each panel.
+      class_names: by index; only classes with points are shown.
+      path: the PNG to write.
+      title: above the picture.
+    """
+    shown = sorted({label for _, _, labels in panels for label in labels.tolist()})
+    colours = matplotlib.colormaps[
+        'tab10' if len(shown) <= 10 else 'tab20' if len(shown) <= 20 else 'gist_rainbow']
+    colour = {label: colours(i if len(shown) <= 20 else i / len(shown)) for i, label in enumerate(shown)}
+    columns = -(-len(shown) // 30)  # of the legend
+    picture = figure.Figure(figsize=(6.4 * len(panels) + 1.7 * columns, 6.4), layout='constrained')
+    for number, (name, points, labels) in enumerate(panels):
+        axes = picture.add_subplot(1, len(panels), number + 1)
+        size = float(np.clip(8000 / len(points), 4, 40))
+        for label in shown:
+            own = points[labels == label]
+            axes.scatter(own[:, 0], own[:, 1], s=size, color=colour[label], label=class_names[label],
+                         linewidths=0)
+            # Past twenty colours a legend alone cannot tell.
+            if len(own) and len(shown) > 20:
+                axes.annotate(class_names[label], np.median(own, axis=0), ha='center', fontsize=6)
+        axes.set(xticks=[], yticks=[], title=name)
+    handles, names = axes.get_legend_handles_labels()
+    picture.legend(handles, names, loc='outside right center', fontsize=8, ncols=columns,
+                   markerscale=1.5)
+    picture.suptitle(title)
     picture.savefig(path, dpi=110, format='png')
