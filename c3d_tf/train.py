@@ -32,6 +32,7 @@ from c3d_tf.weights import artefact
 RESULT = 'train.json'
 MODEL = 'model.keras'
 BEST = 'best.keras'
+CALIBRATION_BATCHES = 64
 
 
 def fit(
@@ -87,8 +88,11 @@ def fit(
         raise errors.UsageError('--precision=float16 needs a GPU: TensorFlow has no 3-D pools in float16 '
                                 'on CPUs; take bfloat16 here')
     try:
-        trainer = trainers.Trainer(recipe, lambda: recipe.network(len(index.class_names)), total, strategy,
-                                   _class_weights(recipe, index, split, per_record))
+        trainer = trainers.Trainer(
+            recipe, lambda: recipe.network(len(index.class_names)), total, strategy,
+            _class_weights(recipe, index, split, per_record),
+            pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=0, seed=recipe.seed,
+                                  **recipe.choices()).take(CALIBRATION_BATCHES))
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
     validation = _validation(index, spec, recipe)

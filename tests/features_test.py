@@ -38,9 +38,9 @@ ROOT = pathlib.Path(main.__file__).resolve().parents[1]
 SIZE = (24, 32)
 
 
-def _artefact(path, *, short='loop', stride=1, provenance=None) -> str:
+def _artefact(path, *, short='loop', stride=1, width=0.05, provenance=None) -> str:
     keras.utils.set_random_seed(1)
-    model = models.build('c3d', num_classes=5, crop_size=20, width=0.05, initializer='he')
+    model = models.build('c3d', num_classes=5, crop_size=20, width=width, initializer='he')
     rng = np.random.default_rng(0)
     spec = preprocess.Preprocessing(SIZE, 20, 16, stride, rng.random((16, *SIZE, 3), np.float32) * 99, short)
     names = tuple(f'class_{i}' for i in range(5))
@@ -351,6 +351,22 @@ def test_a_slow_network_is_no_reason_to_give_up_a_video(noise):
     assert sorted(row[:2] for row in rows) == [(i, start) for i in range(6) for start in (0, 8, 16, 24)]
 
 
+def test_decoders_wait_for_a_slow_network(noise):
+    path, given = str(noise / 'a/one.avi'), []
+
+    def next_job():
+        given.append(len(given))
+        return decoders.Job(given[-1], functools.partial(sources.frames, path, size=SIZE)) if len(given) < 60 else None
+
+    with contextlib.closing(decoders.batches(
+            next_job, clip_shape=(16, *SIZE, 3), batch_size=4, num_workers=2, video_timeout=30,
+            cutting={'clip_length': 16, 'stride': 1, 'step': 8, 'short': 'loop'})) as batches:
+        next(batches)
+        time.sleep(3)
+        # Four clips a video and a batch: one taken, two that wait, one begun, and what each decoder has.
+        assert len(given) <= 1 + decoders.WAITING + 1 + 2 + 1
+
+
 def _command(weights, videos, output, *more):
     return [sys.executable, '-m', 'c3d_tf.main', '--mode=features', f'--weights={weights}', f'--input={videos}',
             f'--output={output}', '--layers=fc6,pool2', '--eval_batch_size=4', '--num_workers=2', *more]
@@ -364,7 +380,8 @@ def many(tmp_path_factory) -> pathlib.Path:
     return root
 
 
-@pytest.mark.parametrize('file_format', ['npz', 'hdf5', 'caffe'])
+@pytest.mark.parametrize('file_format', [pytest.param('npz', marks=pytest.mark.large), 'hdf5',
+                                         pytest.param('caffe', marks=pytest.mark.large)])
 def test_killed_in_the_middle_and_run_again_gives_the_same_arrays(file_format, weights, many, tmp_path):
     command = functools.partial(_command, weights, many)
     flag = f'--format={file_format}'
@@ -397,7 +414,7 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_arrays(file_format, w
                     np.testing.assert_array_equal(one[name][key], other[name][key])
 
 
-@pytest.mark.parametrize('file_format', ['npz', 'hdf5'])
+@pytest.mark.parametrize('file_format', ['npz', pytest.param('hdf5', marks=pytest.mark.large)])
 def test_two_processes_share_the_list(file_format, weights, many, tmp_path):
     command = _command(weights, many, tmp_path / 'out', f'--format={file_format}')
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -518,8 +535,9 @@ def test_wrong_use_is_named(weights, noise, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_does_not_grow_with_the_length(weights, tmp_path):
-    """Layers of 0.8 MB a clip: kept in memory, 1500 clips would be 1.2 GB."""
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    """A layer of 0.33 MB a clip: kept in memory, 1500 clips would be 0.5 GB."""
+    weights = _artefact(tmp_path / 'model.keras', width=0.2)
     script = ('import re, resource, sys\nfrom c3d_tf import main\nif __name__ == "__main__":\n'
               '    assert main.main(sys.argv[1:]) == 0\n'
               '    own = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])\n'

@@ -141,6 +141,21 @@ def test_the_networks_input_is_equal_bit_for_bit(weights, shared):
     np.testing.assert_array_equal(ours[0], clip0[clip0.files[0]].reshape(ours[0].shape))
 
 
+@pytest.mark.large
+@pytest.mark.parametrize('write', [
+    lambda path, arrays: weight_files.keras_h5(path, arrays),
+    lambda path, arrays: weight_files.numpy_dict(f'{path}.npy', arrays),
+    lambda path, arrays: weight_files.tf1_checkpoint(path, arrays),
+], ids=['keras_h5', 'numpy', 'tf1'])
+def test_other_formats_of_the_full_size_give_the_same_bits(write, weights, shared, tmp_path):
+    source = write(tmp_path / 'weights', list(weight_files.golden(shared)))
+    net = import_weights.import_weights(source, '', mean='128', channel_order='bgr', pool5='aligned',
+                                        flip_time=False)
+    expected = artefact.load(str(weights / 'golden.keras')).model.get_weights()
+    for ours, theirs in zip(net.model.get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 # Each mistake that ports have made, with what it does to fc6 of the first clip: golden/README.md.
 MISTAKES = {
     'RGB for BGR': 0.048, 'frames reversed': 0.048, 'mirrored': 0.31, 'mean cropped at (0, 0)': 0.018,

@@ -16,12 +16,12 @@ NAMES = {'mmaction2': weight_files.MMACTION2, 'c3d_pytorch': weight_files.DAVIDE
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(shared, tmp_path_factory):
     python = os.environ.get('TORCH_PYTHON')
     if not python:
         pytest.skip('make test-torch runs this')
     folder = tmp_path_factory.mktemp('torch')
-    arrays = weight_files.full()
+    arrays = list(weight_files.golden(shared))
     weight_files.caffe_v1_0(folder / 'caffemodel', arrays)
     np.savez(folder / 'arrays.npz', **{
         f'{kind}:{name}': array for kind, names in NAMES.items()

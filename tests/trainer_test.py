@@ -138,6 +138,42 @@ def test_moving_averages_become_the_final_weights():
     assert all(np.array_equal(a, b) for a, b in zip(_weights(trainer), last))
 
 
+def _normalised():
+    layers = keras.layers
+    clips = keras.Input((2, 4, 4, 3))
+    x = layers.BatchNormalization(name='first')(layers.Conv3D(4, 1, name='conv')(clips))
+    x = layers.BatchNormalization(name='second')(layers.Conv3D(4, 1, name='conv2')(layers.ReLU()(x)))
+    return keras.Model(clips, layers.Dense(3)(layers.GlobalAveragePooling3D()(x)))
+
+
+@pytest.mark.parametrize('options', [{'mixup': 0.4}, {'ema': 0.9}, {}], ids=str)
+def test_statistics_of_batch_normalisation_fit_the_final_weights(options):
+    rng = np.random.default_rng(0)
+    clips = rng.normal(3, 5, (24, 2, 4, 4, 3)).astype(np.float32)
+    labels = rng.integers(3, size=24).astype(np.int32)
+    batches = tf.data.Dataset.from_tensor_slices((clips, labels)).batch(16)  # 16 and 8
+    trainer = trainers.Trainer(recipes.Recipe(learning_rate=0.01, **options), _normalised, 4,
+                               tf.distribute.get_strategy(), calibration=batches)
+    for step in range(4):
+        trainer.train_step(step, clips[:16], labels[:16])
+    last = trainer.model.get_weights()
+    with trainer.final_weights():
+        model = trainer.model
+        first, second = (model.get_layer(name) for name in ('first', 'second'))
+        seen = [model.get_layer('conv')(part) for part in (clips[:16], clips[16:])]
+        mean = sum(len(x) * np.mean(x, axis=(0, 1, 2, 3)) for x in seen) / 24
+        variance = sum(len(x) * np.var(x, axis=(0, 1, 2, 3)) for x in seen) / 24
+        fits = np.allclose(first.moving_mean, mean, rtol=1e-4) and np.allclose(
+            first.moving_variance, variance, rtol=1e-4)
+        assert fits == bool(options)
+        # The second sees what the first makes of its batch, not of the statistics.
+        normed = [model.get_layer('conv2')(tf.nn.relu(first(x, training=True))) for x in seen]
+        again = sum(len(x) * np.mean(x, axis=(0, 1, 2, 3)) for x in normed) / 24
+        assert np.allclose(second.moving_mean, again, rtol=1e-3, atol=1e-5) == bool(options)
+    for a, b in zip(last, trainer.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_frozen_layers_do_not_move():
     trainer = _trainer(_linear, freeze=('fc7',), learning_rate=0.1)
     before = trainer.model.get_layer('fc7').get_weights()

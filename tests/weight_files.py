@@ -17,10 +17,6 @@ LAYERS = ('conv1a', 'conv2a', 'conv3a', 'conv3b', 'conv4a', 'conv4b', 'conv5a', 
 CONVOLUTION3D, INNER_PRODUCT = 30, 14  # of the LayerType enum of v1.0's caffe.proto
 
 
-def full():
-    return thin(classes=487, filters=64)
-
-
 def thin(classes=7, filters=4, seed=0):
     """C3D of a sixteenth of the width."""
     rng = np.random.default_rng(seed)

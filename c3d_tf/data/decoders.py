@@ -138,7 +138,9 @@ class _Feeder:
                     self._heed(decoder, *message)
                 if reason := decoder.lost(self._timeout):
                     if not decoder.begun:
-                        raise errors.RunError(f'a decoder process ended before its work ({reason})')
+                        raise errors.RunError(
+                            f'a decoder process ended before its work ({reason}); a script that calls '
+                            "this needs its code below `if __name__ == '__main__':`")
                     self._batch.ends.append((decoder.key, 0, reason))
                     self._stop(decoder)
                     if job := self._job():

@@ -23,7 +23,8 @@ class Trainer:
     """
 
     def __init__(self, recipe, make_model: Callable[[], keras.Model], total: int,
-                 strategy: tf.distribute.Strategy, class_weights: np.ndarray | None = None):
+                 strategy: tf.distribute.Strategy, class_weights: np.ndarray | None = None,
+                 calibration: tf.data.Dataset | None = None):
         """Builds both under the strategy.
 
         Args:
@@ -32,6 +33,8 @@ class Trainer:
           total: steps of the run.
           strategy: which devices.
           class_weights: float [K], factors on the loss of each class; None for all 1.
+          calibration: batches of (clips, …) for the statistics of batch normalisation that the final
+            weights get where MixUp or averages of the weights make others of them; None leaves them.
 
         Raises:
           ValueError: the recipe names a schedule or a layer that there is not, or asks for parts of a
@@ -56,6 +59,11 @@ class Trainer:
                     layer.trainable = False
             self._optimizer = self._make_optimizer()
             self._optimizer.build(self.model.trainable_variables)
+        self._calibration = calibration
+        self._norms = [layer for layer in self.model.layers
+                       if isinstance(layer, keras.layers.BatchNormalization)]
+        if self._norms:
+            self._before_norms = keras.Model(self.model.input, [layer.input for layer in self._norms])
         self._dropouts = [layer.seed_generator.state for layer in self.model.layers
                           if isinstance(layer, keras.layers.Dropout) and layer.rate]
         self._dropout_seeds = np.random.default_rng(recipe.seed).integers(2**31, size=len(self._dropouts))
@@ -196,12 +204,46 @@ class Trainer:
     @contextlib.contextmanager
     def final_weights(self):
         """Within the block the model has the weights that a run leaves: the moving averages, where the
-        recipe keeps them."""
+        recipe keeps them, and statistics of batch normalisation that fit them."""
+        moving = [variable for norm in self._norms for variable in (norm.moving_mean, norm.moving_variance)]
+        before = [tf.identity(variable.value) for variable in moving]
         self._exchange()
+        if self._calibration is not None and self._norms and (self._recipe.mixup or self._recipe.ema):
+            self._calibrate()
         try:
             yield
         finally:
             self._exchange()
+            for variable, value in zip(moving, before, strict=True):
+                variable.assign(value)
+
+    def _calibrate(self) -> None:
+        """Sets the statistics of batch normalisation to those of unmixed clips under the weights of now.
+
+        A mixture has less contrast than a clip, and no clip has ever gone through averaged weights: what
+        the layers gathered in training is of something else than what they will see.
+        """
+        seen, sums = 0, [0.0] * (2 * len(self._norms))
+        for clips, *_ in self._calibration:
+            size = len(clips)
+            sums = [total + size * found for total, found in zip(sums, self._moments(clips))]
+            seen += size
+        for norm, mean, variance in zip(self._norms, sums[::2], sums[1::2]):
+            norm.moving_mean.assign(mean / seen)
+            norm.moving_variance.assign(variance / seen)
+
+    @tf.function(reduce_retracing=True)
+    def _moments(self, clips):
+        """Returns mean and variance of what each batch normalisation is given, one after another."""
+
+        def on_replica(clips):  # all devices compute the same
+            found = []
+            for value in tf.nest.flatten(self._before_norms(clips, training=True)):
+                found += tf.nn.moments(tf.cast(value, tf.float32), [0, 1, 2, 3])
+            return found
+
+        values = self._strategy.run(on_replica, args=(clips,))
+        return [self._strategy.experimental_local_results(value)[0] for value in values]
 
     def _exchange(self) -> None:
         if not self._recipe.ema:
