@@ -52,7 +52,7 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict, mean: np.ndarray) -> 'Preprocessing':
         return cls(tuple(values['frame_size']), values['crop_size'], values['clip_length'],
-                   values['stride'], mean, values['short'])
+                   values['stride'], mean, values.get('short', 'loop'))  # early files had no 'short'
 
     def __str__(self):
         mean = self.mean
