@@ -1,6 +1,6 @@
 # make quickstart: set up, then run the main job on the embedded data set.
 # make test:       set up, then run the tests.
-# make test-torch: read files that PyTorch wrote, and compare with its speed; PyTorch gets an environment of its own.
+# make test-torch: read full-size files that PyTorch wrote; PyTorch gets an environment of its own.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
 VENV ?= .venv
