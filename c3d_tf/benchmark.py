@@ -21,28 +21,29 @@ import numpy as np
 import tensorflow as tf
 
 from c3d_tf import features
-from c3d_tf import models
 from c3d_tf import prepare
+from c3d_tf.benchmarks import network
+from c3d_tf.benchmarks import optical_flow
 from c3d_tf.benchmarks import videos
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.data import datasets
+from c3d_tf.data import inputs
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
-from c3d_tf.models import precisions
 from c3d_tf.training import recipe as recipes
 from c3d_tf.training import trainer as trainers
 from c3d_tf.weights import artefact
 
 RESULT = 'benchmark.json'
-CLIP = (16, 112, 112, 3)
-CLIP_MACS = 38_548_959_232  # of C3D with 487 classes on 16x112x112: the sum of the layers' products
-MATMUL = 4096
+RUNTIME = 'runtime.json'
 PREPARE_VIDEOS, PREPARE_COPIES = 24, 20  # long enough that the start of the workers does not count
 STEPS, STEP_REPEATS = 6, 3  # of training: steps of a run, and runs of each kind
 FEATURE_VIDEOS, FEATURE_FRAMES = 16, 168  # at step 8: 20 clips a video
+TABLE_VIDEOS = 8  # of the runtime table, where none are given
+UCF101_FRAMES = 2_486_000  # 2.2 hours at 313.9 frames a second: Table 6 of the paper
 STEPS_AHEAD = 4  # more batches than the input pipeline holds ready
 
 
@@ -94,37 +95,55 @@ def benchmark(
     return results
 
 
-def _best(function, *, repeats: int = 5) -> float:
-    """Returns the shortest of several times, in seconds; the first call is not counted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        before = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - before)
-    return min(times)
+def runtime_table(workdir: str, *, videos_given: str = '', weights: str = '', batch_size: int = 8) -> dict:
+    """Measures Table 6 of the paper on this machine: fc6 from video files beside dense optical flow.
 
+    Everything counts from opening the files to the results on disk, on all cores and the device there is;
+    only the start of the programs does not.
 
-def _matmul_rate(dtype: str) -> float:
-    """Returns multiply-adds a second of a 4096³ product, best of 5."""
-    a = tf.cast(tf.random.normal((MATMUL, MATMUL)), dtype)
-    product = tf.function(lambda: tf.matmul(a, a)[0, 0])
-    return MATMUL**3 / _best(lambda: product().numpy())
+    Args:
+      workdir: gets runtime.json, and a folder of results while it runs.
+      videos_given: what `inputs.find` takes; '' makes eight videos of 320x240.
+      weights: an artefact with a layer fc6; '' takes full C3D at random, which costs the same.
+      batch_size: clips at once for the network.
 
-
-def _forward(bench: Bench) -> dict:
-    out, rates = {}, {}
-    clips = tf.random.normal((bench.batch_size, *CLIP), stddev=50.0)
-    for precision in ('float32', 'bfloat16'):
-        model = models.build('c3d', num_classes=487, precision=precision)
-        forward = tf.function(lambda x, model=model: model(x, training=False))
-        seconds = _best(lambda forward=forward: forward(clips).numpy(), repeats=3) / bench.batch_size
-        rates[precision] = 1 / seconds
-        out[f'forward/{precision}'] = (1 / seconds, 'clips/s', CLIP_MACS / seconds / _matmul_rate(precision),
-                                       f'the rate of a {precision} matmul of {MATMUL}')
-    out['forward/speed-up'] = (rates['bfloat16'], 'clips/s', rates['bfloat16'] / rates['float32'],
-                               'float32; more than 1 only on CPUs with bfloat16 products')
-    return out
+    Returns:
+      {'videos', 'frames', 'device', 'rows': [{'method', 'frames_per_second', 'times_slower' than the first
+      row, 'hours_for_ucf101' at that rate}]}, C3D's rows first.
+    """
+    rows = []
+    os.makedirs(workdir, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+        weights = weights or network.random_weights(scratch)
+        given = videos_given or os.path.dirname(videos.avi_files(scratch, TABLE_VIDEOS, FEATURE_FRAMES)[0])
+        paths = [video.path for video in inputs.find(given, size=(128, 171))[1]]
+        for precision in ('bfloat16', 'float32'):
+            for step in (16, 8):
+                before = time.perf_counter()
+                features.extract(os.path.join(scratch, f'{precision}{step}'), weights, videos=given, step=step,
+                                 precision=precision, batch_size=batch_size)
+                rows.append((f'C3D fc6, {precision}, step {step}', None, time.perf_counter() - before))
+        for method in optical_flow.METHODS:
+            why = optical_flow.missing(method)
+            if why:
+                console.say(f'  {method}: left out, {why}')
+                continue
+            rows.append((method, *optical_flow.measure(paths, method, os.path.join(scratch, method))))
+    frames = max(count for _, count, _ in rows if count)  # of all videos, by a method that came to the end
+    rates = {method: (count or frames) / seconds for method, count, seconds in rows}
+    fastest = next(iter(rates.values()))
+    result = {'videos': len(paths), 'frames': frames, 'device': network.device(), 'rows': [
+        {'method': method, 'frames_per_second': round(rate, 2), 'times_slower': round(fastest / rate, 2),
+         'hours_for_ucf101': round(UCF101_FRAMES / rate / 3600, 2)} for method, rate in rates.items()]}
+    console.say(f'  {len(paths)} videos, {frames} frames, {result["device"]}\n'
+                f'  {"":26} {"frames/s":>9} {"x slower":>9} {"hours, UCF101":>14}')
+    for row in result['rows']:
+        console.say(f'  {row["method"]:26} {row["frames_per_second"]:9.1f} {row["times_slower"]:9.2f} '
+                    f'{row["hours_for_ucf101"]:14.1f}')
+    path = os.path.join(workdir, RUNTIME)
+    files.write_json(path, result)
+    console.say(f'benchmark: wrote {path}')
+    return result
 
 
 def _train_step(bench: Bench) -> dict:
@@ -207,20 +226,20 @@ def _peak(*words: str) -> float:
 
 def _features(bench: Bench) -> dict:
     """Video files → fc6 on disk, start included, beside the network alone on clips in memory."""
-    weights = _weights(bench.scratch)
+    weights = network.random_weights(bench.scratch)
     paths = videos.avi_files(bench.scratch, FEATURE_VIDEOS, FEATURE_FRAMES)
-    clips = tf.random.normal((bench.batch_size, *CLIP), stddev=50.0)
+    clips = tf.random.normal((bench.batch_size, *network.CLIP), stddev=50.0)
     out = {}
     for precision in ('float32', 'bfloat16'):
         model = artefact.load(weights, precision=precision).model
         fc6 = tf.function(keras.Model(model.input, model.get_layer('fc6').output))
-        before = bench.batch_size / _best(lambda fc6=fc6: fc6(clips).numpy(), repeats=3)
+        before = bench.batch_size / network.best(lambda fc6=fc6: fc6(clips).numpy(), repeats=3)
         started = time.perf_counter()
         done = features.extract(
             os.path.join(bench.scratch, precision), weights, videos=os.path.dirname(paths[0]),
             precision=precision, batch_size=bench.batch_size)
         rate = done['clips'] / (time.perf_counter() - started)
-        after = bench.batch_size / _best(lambda fc6=fc6: fc6(clips).numpy(), repeats=3)
+        after = bench.batch_size / network.best(lambda fc6=fc6: fc6(clips).numpy(), repeats=3)
         out[f'features/{precision}'] = (rate, 'clips/s', 2 * rate / (before + after),
                                         'the network alone on clips in memory')
     return out
@@ -228,7 +247,7 @@ def _features(bench: Bench) -> dict:
 
 def _features_memory(bench: Bench) -> dict:
     """Peak of features and its decoders on a minute of video, and on thirty."""
-    weights, peaks = _weights(bench.scratch), []
+    weights, peaks = network.random_weights(bench.scratch), []
     for minutes in (1, 30):
         path = os.path.join(bench.scratch, f'{minutes}min.avi')
         videos.write(path, videos.rolling_noise(1500 * minutes), 'mpeg4')
@@ -237,18 +256,6 @@ def _features_memory(bench: Bench) -> dict:
             f'--output={bench.scratch}/peak{minutes}', f'--eval_batch_size={bench.batch_size}'))
     return {'features_memory': (peaks[1], 'MiB', peaks[1] / peaks[0],
                                 'its peak on a thirtieth of the length')}
-
-
-def _weights(scratch: str) -> str:
-    """Writes C3D at random, as the Sports-1M network is, and returns its path."""
-    path = os.path.join(scratch, 'c3d.keras')
-    if not os.path.exists(path):
-        mean = np.full((16, 128, 171, 3), 100, np.float32)
-        model = models.build('c3d', num_classes=487, initializer='he')
-        names = tuple(f'class_{i:03d}' for i in range(487))
-        artefact.save(path, artefact.Artefact(model, preprocess.Preprocessing((128, 171), 112, 16, 1, mean),
-                                              names, {}))
-    return path
 
 
 def _pytorch(bench: Bench) -> dict:
@@ -260,11 +267,11 @@ def _pytorch(bench: Bench) -> dict:
         console.say('  pytorch: left out; --torch_python=PYTHON names one that has it (make test-torch makes '
                     '.venv-torch/bin/python)')
         return {}
-    model = artefact.load(_weights(bench.scratch)).model
+    model = artefact.load(network.random_weights(bench.scratch)).model
     state = {}
     for layer in model.layers:
         if layer.weights:
-            kernel, bias = layer.get_weights()
+            kernel, bias = layer.getnetwork.random_weights()
             if kernel.ndim == 5:
                 kernel = kernel.transpose(4, 3, 0, 1, 2)
             elif layer.name == 'fc6':  # inputs h,w,c → c,h,w
@@ -272,17 +279,17 @@ def _pytorch(bench: Bench) -> dict:
             else:
                 kernel = kernel.T
             state[f'{layer.name}.weight'], state[f'{layer.name}.bias'] = np.ascontiguousarray(kernel), bias
-    clips = np.random.default_rng(0).normal(0, 50, (16, *CLIP)).astype(np.float32)
+    clips = np.random.default_rng(0).normal(0, 50, (16, *network.CLIP)).astype(np.float32)
     np.savez(f'{bench.scratch}/weights.npz', **state)
     np.save(f'{bench.scratch}/clips.npy', clips.transpose(0, 4, 1, 2, 3))
     paths = videos.avi_files(bench.scratch, 2, FEATURE_FRAMES)
-    ours = [_by_batch(model, clips)]
+    ours = [network.by_batch(model, clips)]
     program = os.path.join(os.path.dirname(__file__), 'benchmarks', 'pytorch.py')
     done = subprocess.run(
         [bench.torch_python, program, f'{bench.scratch}/weights.npz', f'{bench.scratch}/clips.npy',
          str(os.cpu_count()), *paths], check=True, stdout=subprocess.PIPE, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    ours.append(_by_batch(model, clips))
+    ours.append(network.by_batch(model, clips))
     theirs, here = np.array(lines[0]['logits']), model(clips[:1]).numpy()
     error = np.linalg.norm(theirs - here) / np.linalg.norm(here)
     console.say(f'  pytorch {lines[0]["torch"]}: its logits of a clip differ from ours by {error:.1e} '
@@ -299,23 +306,12 @@ def _pytorch(bench: Bench) -> dict:
         rate = np.mean([max(rate for key, rate in turn.items() if key[0] == precision) for turn in ours])
         out[f'pytorch/{precision}'] = (rate, 'clips/s', rate / best, "PyTorch's best")
     started = time.perf_counter()
-    found = features.extract(f'{bench.scratch}/beside', _weights(bench.scratch),
+    found = features.extract(f'{bench.scratch}/beside', network.random_weights(bench.scratch),
                              videos=os.path.dirname(paths[0]), batch_size=bench.batch_size)
     rate = found['clips'] / (time.perf_counter() - started)
     out['pytorch/end to end'] = (rate, 'clips/s', rate / lines[1]['by_the_book'],
                                  'PyTorch fed by OpenCV, clip by clip')
     return out
-
-
-def _by_batch(model, clips: np.ndarray) -> dict[tuple[str, int], float]:
-    """Returns clips a second by (precision, batch size)."""
-    rates = {}
-    for precision in ('float32', 'bfloat16'):
-        forward = tf.function(precisions.convert(model, precision))
-        for batch in (1, 4, 8, 16):
-            part = tf.constant(clips[:batch])
-            rates[precision, batch] = batch / _best(lambda: forward(part).numpy(), repeats=3)
-    return rates
 
 
 def _startup(bench: Bench) -> dict:
@@ -338,7 +334,7 @@ def _startup(bench: Bench) -> dict:
 
 
 STAGES = {
-    'forward': _forward,
+    'forward': lambda bench: network.forward(bench.batch_size),
     'train_step': _train_step,
     'prepare': _prepare,
     'memory': _memory,

@@ -13,6 +13,7 @@ VERBS = {
     'prepare': 'videos and lists → records, index.json, mean.npy, skipped.jsonl in --records',
     'train': 'records → model.keras, checkpoints, TensorBoard curves, train.json in --workdir',
     'evaluate': 'records and weights → evaluate.json and confusion.png in --workdir',
+    'study': 'records → several networks trained alike: study.json and study.png in --workdir',
     'predict': 'a video → its top classes, and when they happen',
     'features': 'videos or records → descriptors of any layer in --output',
     'svm': 'descriptors and lists → a linear SVM: svm.json, figures and a projector in --workdir',
@@ -60,7 +61,9 @@ class Flags:
 
     def _add(self, verbs: str, kind, name: str, default, text: str, **options) -> None:
         kind(name=name, default=default, help=text, flag_values=self.values, **options)
-        self._verbs[name] = tuple(verbs.split()) or (_SHARED,)
+        own = verbs.split()
+        own += ['study'] if 'train' in own else []  # it trains
+        self._verbs[name] = tuple(own) or (_SHARED,)
 
     def _define(self) -> None:
         add = self._add
@@ -181,8 +184,14 @@ class Flags:
             enum_values=['default', 'mirrored'])
         add('train', integer, 'checkpoint_every', 1000, 'steps between two checkpoints', lower_bound=1)
         add('train', integer, 'log_every', 50, "steps between two points of the curves", lower_bound=1)
+        add('train', enum, 'watch', '', 'a split that is scored after each epoch for its curve alone: it '
+            'chooses nothing', enum_values=['', 'test'])
 
-        add('evaluate predict features visualize export import_weights', string, 'weights', '',
+        add('study', listed, 'models', [], 'the networks, each trained as --model would be')
+        add('study', listed, 'seeds', ['0', '1', '2'], 'each network is trained from each; --seed is not '
+            'used')
+
+        add('evaluate predict features visualize export import_weights benchmark', string, 'weights', '',
             'artefact; empty: --workdir/model.keras; for import_weights: what is written')
         add('evaluate features similarity visualize', enum, 'split', 'test', 'of the records',
             enum_values=['train', 'val', 'test'])
@@ -198,7 +207,7 @@ class Flags:
         add('evaluate features benchmark', integer, 'eval_batch_size', 16, 'clips a batch',
             lower_bound=1)
 
-        add('predict features visualize', string, 'input', '', 'a video file; for features and '
+        add('predict features visualize benchmark', string, 'input', '', 'a video file; for features and '
             'visualize also a folder, a glob, or a .txt list of paths')
         add('predict', boolean, 'json', False, 'print one JSON object')
         add('predict export', integer, 'top_k', 5, 'classes that are named', lower_bound=1)
@@ -270,6 +279,9 @@ class Flags:
 
         add('benchmark', listed, 'stages', [], 'forward, train_step, prepare, memory, features, '
             'features_memory, pytorch, startup; empty: all')
+        add('benchmark', enum, 'table', '', 'runtime: fc6 from video files (--input, or ones it makes) '
+            'beside dense optical flow, as Table 6 of the paper; instead of the stages',
+            enum_values=['', 'runtime'])
         add('benchmark', string, 'torch_python', '', 'a Python that has PyTorch, for the stage pytorch; '
             'empty: without it')
 

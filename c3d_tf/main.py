@@ -44,11 +44,28 @@ def _train(f) -> str:
     _start_tensorflow()
     from c3d_tf import train
 
-    values = {name: f[name].value for name in train.Recipe.__dataclass_fields__}
-    recipe = train.Recipe(**{**values, 'reinit': tuple(f.reinit), 'freeze': tuple(f.freeze)})
-    train.fit(f.records, f.workdir, recipe, checkpoint_every=f.checkpoint_every,
-              log_every=f.log_every, overwrite=f.overwrite)
+    train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
+              log_every=f.log_every, watch=f.watch, overwrite=f.overwrite)
     return f.workdir
+
+
+def _study(f) -> str:
+    _needed(f, 'workdir')
+    _needed(f, 'models')
+    seeds = _integers(f, 'seeds')
+    _start_tensorflow()
+    from c3d_tf import study
+
+    study.study(f.records, f.workdir, _recipe(f), networks=f.models, seeds=seeds,
+                checkpoint_every=f.checkpoint_every, log_every=f.log_every, overwrite=f.overwrite)
+    return f.workdir
+
+
+def _recipe(f):
+    from c3d_tf.training import recipe
+
+    values = {name: f[name].value for name in recipe.Recipe.__dataclass_fields__}
+    return recipe.Recipe(**{**values, 'reinit': tuple(f.reinit), 'freeze': tuple(f.freeze)})
 
 
 def _evaluate(f) -> str:
@@ -159,6 +176,9 @@ def _benchmark(f) -> str:
     _start_tensorflow()
     from c3d_tf import benchmark
 
+    if f.table:
+        benchmark.runtime_table(f.workdir, videos_given=f.input, weights=f.weights, batch_size=f.eval_batch_size)
+        return f.workdir
     benchmark.benchmark(f.workdir, only=tuple(f.stages), batch_size=f.eval_batch_size,
                         torch_python=f.torch_python)
     return f.workdir
@@ -167,6 +187,7 @@ def _benchmark(f) -> str:
 MODES = {
     'prepare': _prepare,
     'train': _train,
+    'study': _study,
     'evaluate': _evaluate,
     'predict': _predict,
     'features': _features,

@@ -42,6 +42,7 @@ def fit(
     *,
     checkpoint_every: int = 1000,
     log_every: int = 50,
+    watch: str = '',
     overwrite: bool = False,
 ) -> dict:
     """Trains on the records' train split; the same call continues a stopped run.
@@ -55,6 +56,7 @@ def fit(
       recipe: what decides the weights.
       checkpoint_every: steps between two checkpoints.
       log_every: steps between two points of the curves.
+      watch: a split that is scored after each epoch as well, for its curve alone: it chooses nothing.
       overwrite: starts anew over a run with another recipe instead of refusing.
 
     Returns:
@@ -95,7 +97,9 @@ def fit(
                                   **recipe.choices()).take(CALIBRATION_BATCHES))
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
-    validation = _validation(index, spec, recipe)
+    validation, watched = (_middle_clips(index, name, spec, recipe) for name in ('val', watch))
+    if watch and watched is None:
+        raise errors.UsageError(f'--watch={watch}: {records_dir} has no video in that split')
     if recipe.patience and validation is None:
         raise errors.UsageError(f'--patience={recipe.patience} needs a val split in {records_dir}: prepare '
                                 'with --val_fraction or --val_list')
@@ -139,7 +143,11 @@ def fit(
                 step += 1
                 try:
                     curve.add(step, *sums, batch[2])
-                    if validation and (step % steps_per_epoch == 0 or step == total):
+                    ends = step % steps_per_epoch == 0 or step == total
+                    if ends and watched:
+                        check(batch[2])
+                        curve.draw(step, **{f'{watch}_accuracy': trainer.validate(watched)})
+                    if ends and validation:
                         check(batch[2])
                         score = trainer.validate(validation)
                         curve.draw(step, val_accuracy=score)
@@ -213,11 +221,11 @@ def _class_weights(recipe: Recipe, index: records.Index, split: records.Split,
     return np.divide(mean, counts, out=np.zeros_like(counts), where=counts > 0)
 
 
-def _validation(index: records.Index, spec: preprocess.Preprocessing, recipe: Recipe):
-    """Returns (clips, labels) batches of the val split, or None where there is none."""
-    if not index.data['splits'].get('val', {}).get('videos'):
+def _middle_clips(index: records.Index, split: str, spec: preprocess.Preprocessing, recipe: Recipe):
+    """Returns (clips, labels) batches, a clip a video of the split, or None where it has no video."""
+    if not index.data['splits'].get(split, {}).get('videos'):
         return None
-    part = index.split('val')
+    part = index.split(split)
     _, labels = pipeline.read_labels(part)
     labels = tf.constant([own[0] for own in labels])
     videos = tf.constant(part.videos)

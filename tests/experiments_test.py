@@ -100,9 +100,13 @@ MINIATURES = {
     'ucf101_finetune': (_ucf101, 4),
     'hmdb51': (_hmdb51, 2),
     **{f'depth_study/{name}': (_ucf101, 4) for name in
-       ('common', 'depth_1', 'depth_3', 'depth_5', 'depth_7', 'increasing', 'decreasing')},
+       ('common', 'all', 'depth_1', 'depth_3', 'depth_5', 'depth_7', 'increasing', 'decreasing')},
+    'depth_study/small': (_own_videos, None),
+    'depth_study/moving_shapes': (_moving_shapes, None),
     **{f'resolution_study/{name}': (_ucf101, 4) for name in ('net_64', 'net_128', 'net_256')},
 }
+
+STUDIES = ('depth_study/all', 'depth_study/small', 'depth_study/moving_shapes')
 
 
 def test_every_flagfile_has_a_miniature():
@@ -124,13 +128,17 @@ def test_flagfile(name, folders, monkeypatch):
     if not os.path.lexists('experiments'):
         os.symlink(ROOT / 'experiments', 'experiments')
         make()
-    assert main.main(['c3d_tf', f'--flagfile=experiments/{name}.flags', *SMALL]) == 0
+    # Six networks from three seeds are minutes even in miniature.
+    two = ['--models=depth_1,increasing', '--seeds=0'] if name in STUDIES else []
+    assert main.main(['c3d_tf', f'--flagfile=experiments/{name}.flags', *SMALL, *two]) == 0
     f = flags.Flags().values
     f(['c3d_tf', f'--flagfile=experiments/{name}.flags'])
     run = pathlib.Path(f.workdir)
     if 'evaluate' in f.mode:
         result = json.loads((run / 'evaluate.json').read_text())
         assert test_videos in (None, result['videos'])
+    if 'study' in f.mode:
+        assert json.loads((run / 'study.json').read_text())['networks'].keys() == {'depth_1', 'increasing'}
     if 'export' in f.mode:
         assert pathlib.Path(f.export_dir, '1/saved_model.pb').exists()
     if 'svm' in f.mode:

@@ -14,7 +14,7 @@ from c3d_tf import flags
 from c3d_tf import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-VERBS = {'prepare', 'train', 'evaluate', 'predict', 'features', 'svm', 'similarity',
+VERBS = {'prepare', 'train', 'study', 'evaluate', 'predict', 'features', 'svm', 'similarity',
          'visualize', 'import_weights', 'export', 'benchmark'}
 MARKDOWN = sorted(path for path in ROOT.rglob('*.md') if '.venv' not in str(path))
 

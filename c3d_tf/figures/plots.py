@@ -140,3 +140,36 @@ def embedding(panels, class_names, path: str, *, title: str) -> None:
                    markerscale=1.5)
     picture.suptitle(title)
     picture.savefig(path, dpi=110, format='png')
+
+
+def study(curves, path: str, *, chance: float, title: str) -> None:
+    """Draws accuracy by epoch, a line for each network, as Figure 2 of the paper.
+
+    Args:
+      curves: name → (mean float [E], standard error float [E] or None).
+      path: the PNG to write.
+      chance: accuracy of guessing.
+      title: above the picture.
+    """
+    picture = figure.Figure(figsize=(8.2, 5.4), layout='constrained')
+    axes = picture.add_subplot()
+    ranked = sorted(curves, key=lambda name: -curves[name][0][-1])
+    for number, name in enumerate(curves):
+        mean, error = curves[name]
+        epochs = np.arange(1, len(mean) + 1)
+        last = f'{mean[-1]:.3f}' + ('' if error is None else f' ± {error[-1]:.3f}')
+        axes.plot(epochs, mean, color=f'C{number}', linewidth=1.8, label=f'{name}: {last}',
+                  zorder=3 + len(curves) - ranked.index(name))
+        if error is not None:
+            axes.fill_between(epochs, mean - error, mean + error, color=f'C{number}', alpha=0.15,
+                              linewidth=0)
+    axes.axhline(chance, color='grey', linestyle=':', linewidth=1, label=f'chance: {chance:.3f}')
+    handles, names = axes.get_legend_handles_labels()
+    order = [names.index(text) for name in ranked for text in names if text.startswith(f'{name}: ')]
+    order.append(len(names) - 1)
+    axes.legend([handles[i] for i in order], [names[i] for i in order], fontsize=9, loc='lower right',
+                title='last epoch')
+    axes.set(xlabel='epoch', ylabel='clip accuracy', xlim=(1, max(2, len(epochs))), title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    picture.savefig(path, dpi=110, format='png')
