@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flags, grouped by verb: what a flagfile may say. Only main reads their values."""
 
-import re
-import textwrap
-
 from absl import flags
 
 from c3d_tf.common import files
@@ -24,7 +21,7 @@ VERBS = {
     'export': 'weights → a SavedModel for serving in --export_dir/<n>',
     'benchmark': 'how fast every stage is on this machine → benchmark.json in --workdir',
 }
-_SHARED = 'all verbs'
+SHARED = 'all verbs'
 
 
 class _Size(flags.ArgumentParser):
@@ -56,14 +53,14 @@ class Flags:
     def __init__(self):
         self.values = flags.FlagValues()
         self.values.set_gnu_getopt(True)
-        self._verbs = {}  # flag → the verbs it belongs to
+        self.verbs = {}  # flag → the verbs it belongs to, or (SHARED,)
         self._define()
 
     def _add(self, verbs: str, kind, name: str, default, text: str, **options) -> None:
         kind(name=name, default=default, help=text, flag_values=self.values, **options)
         own = verbs.split()
         own += ['study'] if 'train' in own else []  # it trains
-        self._verbs[name] = tuple(own) or (_SHARED,)
+        self.verbs[name] = tuple(own) or (SHARED,)
 
     def _define(self) -> None:
         add = self._add
@@ -78,6 +75,8 @@ class Flags:
         add('', boolean, 'help', False, 'show this text; with --mode=VERB only its flags',
             short_name='h')
         add('', boolean, 'version', False, 'show the version')
+        add('', enum, 'completion', '', 'print a script that completes flags in this shell',
+            enum_values=['', 'bash', 'zsh'])
 
         add('prepare svm similarity', string, 'dataset', 'folder', 'folder, list, csv, ucf101, hmdb51, '
             'sports1m, c3d_lst, moving_shapes or tfds:NAME; see docs/data.md')
@@ -290,7 +289,7 @@ class Flags:
 
     def of(self, verb: str) -> list[str]:
         """Returns the names of the verb's flags, the shared ones first."""
-        return [name for name, verbs in self._verbs.items() if _SHARED in verbs or verb in verbs]
+        return [name for name, verbs in self.verbs.items() if SHARED in verbs or verb in verbs]
 
     def write(self, path: str, verb: str) -> None:
         """Writes a flagfile that repeats what the verb was called with."""
@@ -300,25 +299,3 @@ class Flags:
             if name not in ('mode', 'help', 'version', 'overwrite') and flag.value not in (None, '', []):
                 lines.append(flag.serialize())
         files.write_text(path, '\n'.join(lines) + '\n')
-
-    def help(self, verbs: list[str]) -> str:
-        """Returns the help text: all verbs, or the flags of the named ones."""
-        lines = ['C3D on TensorFlow and Keras: train, evaluate, use and serve the network of Tran et al. '
-                 '(ICCV 2015).', '',
-                 'python -m c3d_tf.main --flagfile=experiments/quickstart.flags [--mode=VERB,…] '
-                 '[--flag=value …]', '']
-        lines += [f'  {verb:14} {what}' for verb, what in VERBS.items() if not verbs or verb in verbs]
-        lines += ['', 'A flagfile is a complete experiment: a line a flag, later ones win, so flags after '
-                  'it change it.', 'A finished step is not done twice; a stopped one goes on.',
-                  'Exit codes: 0 done, 1 failed, 2 wrong use, 75 interrupted (the same command goes on).']
-        for title in (_SHARED, *(verbs or VERBS)):
-            names = [name for name, own in self._verbs.items()
-                     if title in own and (verbs or own[0] == title)]
-            lines += ['', f'{title}:']
-            for name in names:
-                flag = self.values[name]
-                default = '' if flag.default in (None, '', []) else f' ({flag.default_as_str})'
-                text = re.sub('^<.*?>: ', '', flag.help) + default.replace("'", '')
-                lines += textwrap.wrap(text, 100, initial_indent=f'  --{name:20} ',
-                                       subsequent_indent=' ' * 25)
-        return '\n'.join(lines)

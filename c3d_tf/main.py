@@ -9,6 +9,7 @@ from absl import flags as absl_flags
 
 from c3d_tf import __version__
 from c3d_tf import flags
+from c3d_tf import usage
 from c3d_tf.common import console
 from c3d_tf.common import errors
 
@@ -238,8 +239,11 @@ def _run(argv: list[str]) -> int:
     if f.version:
         console.say(f'c3d_tf {__version__}')
         return errors.EXIT_OK
+    if f.completion:
+        console.say(usage.completion(known, f.completion))
+        return errors.EXIT_OK
     if f.help or not f.mode:
-        console.say(known.help(f.mode))
+        console.say(usage.help_text(known, f.mode))
         return errors.EXIT_OK if f.help else errors.EXIT_USAGE
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     for verb in f.mode:
@@ -261,7 +265,7 @@ def _start_tensorflow() -> None:
 
 def _next(f) -> list[str]:
     """Returns the commands that use what the last verb left."""
-    door = 'python -m c3d_tf.main'
+    door = usage.DOOR
     if f.mode[-1] == 'prepare':
         return [f'  {door} --mode=train --records={f.records} --workdir=runs/NAME']
     lines = [f'  {door} --mode=predict --workdir={f.workdir} --input=VIDEO']
