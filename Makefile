@@ -1,11 +1,12 @@
 # make quickstart: set up, then run the main job on the embedded data set.
 # make test:       set up, then run the tests.
+# make test-docs:  run every command of README and docs/ that needs nothing from elsewhere.
 # make test-torch: read full-size files that PyTorch wrote; PyTorch gets an environment of its own.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup quickstart test test-torch
+.PHONY: setup quickstart test test-docs test-torch
 
 setup: $(VENV)/ready
 
@@ -19,6 +20,9 @@ quickstart: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+test-docs: setup
+	$(VENV)/bin/python -m pytest -m docs tests/docs_test.py
 
 test-torch: setup $(VENV)-torch/ready
 	TORCH_PYTHON=$(VENV)-torch/bin/python $(VENV)/bin/python -m pytest -m torch tests/torch_test.py

@@ -122,7 +122,7 @@ class Flags:
         add('train', enum, 'head', 'fc', 'fc (fc6 and fc7, the paper) or pool (average, for little '
             'data)', enum_values=['fc', 'pool'])
         add('train', real, 'dropout', 0.5, 'share of units dropped', lower_bound=0.0, upper_bound=0.99)
-        add('train features', enum, 'precision', 'float32', 'of activations; weights are float32',
+        add('train features export', enum, 'precision', 'float32', 'of activations; weights are float32',
             enum_values=['float32', 'bfloat16', 'float16'])
         add('prepare train', integer, 'clip_length', 16, 'frames of a clip', lower_bound=1)
         add('train', integer, 'crop_size', 112, 'side of the square that the network sees',
@@ -211,9 +211,10 @@ class Flags:
         add('predict', boolean, 'json', False, 'print one JSON object')
         add('predict export', integer, 'top_k', 5, 'classes that are named', lower_bound=1)
 
-        add('features visualize', listed, 'layers', [], 'for features: whose output is kept, e.g. '
+        add('features visualize export', listed, 'layers', [], 'for features: whose output is kept, e.g. '
             'fc6,prob; empty: fc6; convolutions and pools as (channels, frames, height, width). For '
-            'visualize: convolutions and pools; empty: the last convolution')
+            'visualize: convolutions and pools; empty: the last convolution. For export: what every signature '
+            'gives beside the classes')
         add('features', enum, 'format', 'npz', 'npz (a file a video), hdf5 (one file), or caffe (the '
             "original's blobs, a file a clip and layer)", enum_values=['npz', 'hdf5', 'caffe'])
         add('features', enum, 'pool', 'mean', "how clips become the video's descriptor, L2-normalised: "
@@ -274,7 +275,8 @@ class Flags:
         add('import_weights', boolean, 'dry_run', False, 'print the table, write nothing')
 
         add('export', string, 'export_dir', '', "folder of the model's versions")
-        add('export', integer, 'max_clips', 64, 'clips of one request that are scored', lower_bound=1)
+        add('export', integer, 'max_clips', 64, 'clips of one example that are scored', lower_bound=1)
+        add('export', string, 'check', '', 'inspect and time this exported folder, and export nothing')
 
         add('benchmark', listed, 'stages', [], 'forward, train_step, prepare, memory, features, '
             'features_memory, pytorch, startup; empty: all')

@@ -163,12 +163,16 @@ def _import_weights(f) -> str | None:
     return None if f.dry_run else os.path.dirname(os.path.abspath(f.weights))
 
 
-def _export(f) -> str:
+def _export(f) -> str | None:
     _start_tensorflow()
     from c3d_tf import export
+    from c3d_tf.serving import check
 
-    export.export(_weights(f), f.export_dir, top_k=f.top_k, max_clips=f.max_clips,
-                  overwrite=f.overwrite)
+    if f.check:
+        check.check(f.check)
+        return None
+    export.export(_weights(f), f.export_dir, top_k=f.top_k, max_clips=f.max_clips, layers=tuple(f.layers),
+                  precision=f.precision, overwrite=f.overwrite)
     return f.export_dir
 
 
@@ -250,7 +254,7 @@ def _run(argv: list[str]) -> int:
         where = MODES[verb](f)
         if where:
             known.write(os.path.join(where, f'{verb}.flags'), verb)
-    if f.mode[-1] in ('prepare', 'train', 'evaluate', 'export'):
+    if where and f.mode[-1] in ('prepare', 'train', 'evaluate', 'export'):
         console.say('\n'.join(['next:', *_next(f)]))
     return errors.EXIT_OK
 
@@ -261,6 +265,7 @@ def _start_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # starts what would start, and complain, later
+    tf.get_logger().setLevel('ERROR')  # its warnings are for who writes the calls, not for who runs them
 
 
 def _next(f) -> list[str]:

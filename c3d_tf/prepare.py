@@ -225,7 +225,7 @@ def _summarise(index: dict, records_dir: str) -> None:
         frames = sum(sum(shard['frames']) for shard in part['shards'])
         size = sum(os.path.getsize(os.path.join(records_dir, s['file'])) for s in part['shards'])
         console.say(f'  {name}: {part["videos"]} videos, {frames} frames, '
-                    f'{len(part["shards"])} shards, {size / 1e6:.1f} MB')
+                    f'{len(part["shards"])} shard{"s" * (len(part["shards"]) > 1)}, {size / 1e6:.1f} MB')
         empty = [index['class_names'][i] for i, n in enumerate(part['videos_per_class']) if not n]
         if empty:
             console.say(f'  {name} has no video of {len(empty)} classes: {", ".join(empty[:5])}')

@@ -4,7 +4,6 @@
 import contextlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -70,7 +69,7 @@ class Progress:
 
     def _show(self, line: str) -> None:
         if self._terminal:
-            line = line[:shutil.get_terminal_size().columns - 1]  # a second row could not be taken back
+            line = line[:os.get_terminal_size().columns - 1]  # a second row could not be taken back
             print(f'\r\x1b[2K{line}', end='', flush=True)
         else:
             say(line)

@@ -103,6 +103,9 @@ def _read(path: str) -> Source:
         return Source('keras_h5', _h5(path))
     if start.startswith(b'PK'):
         with zipfile.ZipFile(path) as archive:
+            if 'model.weights.h5' in archive.namelist():
+                raise ValueError('a .keras file: nothing to import; --weights and --init_from take those that '
+                                 'this program wrote')
             if any(name.endswith('.npy') for name in archive.namelist()):
                 return Source('numpy', _npz(archive, 16 * os.path.getsize(path)))
         return Source('torch', torch.read_zip(path))
