@@ -17,6 +17,7 @@ VERBS = {
     'similarity': 'descriptors and pairs of videos → same action or not: similarity.json, roc.png '
                   'in --workdir',
     'visualize': 'what excites feature maps, what speaks for a class, the filters → figures/ in --workdir',
+    'report': 'what a run left → one HTML page, report.html in --workdir',
     'import_weights': 'a file of Caffe, PyTorch, Keras or TensorFlow 1 → an artefact, --weights',
     'export': 'weights → a SavedModel for serving in --export_dir/<n>',
     'benchmark': 'how fast every stage is on this machine → benchmark.json in --workdir',

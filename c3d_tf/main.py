@@ -76,11 +76,11 @@ def _evaluate(f) -> str:
 
     if f.scores:
         evaluate.fuse(f.scores, f.workdir, overwrite=f.overwrite)
-        return f.workdir
-    evaluate.evaluate(
-        f.records, _weights(f), f.workdir, split=f.split, num_clips=f.clips,
-        clip_choice=f.clip_choice, step=f.step, crops=f.crops, batch_size=f.eval_batch_size, seed=f.seed,
-        overwrite=f.overwrite)
+    else:
+        evaluate.evaluate(
+            f.records, _weights(f), f.workdir, split=f.split, num_clips=f.clips,
+            clip_choice=f.clip_choice, step=f.step, crops=f.crops, batch_size=f.eval_batch_size, seed=f.seed,
+            overwrite=f.overwrite)
     return f.workdir
 
 
@@ -151,6 +151,14 @@ def _visualize(f) -> str:
     return os.path.join(f.workdir, visualize.FOLDER)
 
 
+def _report(f) -> None:
+    _needed(f, 'workdir')
+    _start_tensorflow()
+    from c3d_tf import report
+
+    report.report(f.workdir, records_dir=f.records)
+
+
 def _import_weights(f) -> str | None:
     _needed(f, 'source')
     _start_tensorflow()
@@ -199,6 +207,7 @@ MODES = {
     'svm': _svm,
     'similarity': _similarity,
     'visualize': _visualize,
+    'report': _report,
     'import_weights': _import_weights,
     'export': _export,
     'benchmark': _benchmark,
@@ -254,6 +263,8 @@ def _run(argv: list[str]) -> int:
         where = MODES[verb](f)
         if where:
             known.write(os.path.join(where, f'{verb}.flags'), verb)
+        if verb == 'evaluate':
+            _report(f)  # after the flagfile, which it shows
     if where and f.mode[-1] in ('prepare', 'train', 'evaluate', 'export'):
         console.say('\n'.join(['next:', *_next(f)]))
     return errors.EXIT_OK

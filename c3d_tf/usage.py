@@ -18,6 +18,7 @@ EXAMPLES = {
            '--workdir=runs/svm',
     'similarity': '--features=features --pairs=View2.mat --workdir=runs/aslan',
     'visualize': '--weights=sports1m.keras --input=FOLDER --layers=conv5b --workdir=runs/look',
+    'report': '--workdir=runs/first',
     'import_weights': '--source=FILE.caffemodel --mean=FILE.binaryproto --weights=sports1m.keras',
     'export': '--workdir=runs/first --export_dir=export/first',
     'benchmark': '--workdir=runs/benchmark',

@@ -29,6 +29,7 @@ VERBS = {
     'similarity': ['--features=features', '--videos=videos', '--similarity_layers=fc6,prob', '--pair_folds=2',
                    '--pairs_per_fold=4', '--workdir=similarity'],
     'visualize': ['--workdir=run', '--records=records', '--maps=1', '--top=1'],
+    'report': ['--workdir=run'],
     'export': ['--workdir=run', '--export_dir=export'],
     'import_weights': ['--source=thin.caffemodel', '--mean=128', '--dry_run'],
     'benchmark': ['--workdir=benchmark', '--table=runtime', '--input=videos/test/left', '--weights=run/model.keras'],
