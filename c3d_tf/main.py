@@ -284,6 +284,8 @@ def _next(f) -> list[str]:
     door = usage.DOOR
     if f.mode[-1] == 'prepare':
         return [f'  {door} --mode=train --records={f.records} --workdir=runs/NAME']
+    if f.mode[-1] == 'export':
+        return [f'  {door} --mode=export --check={f.export_dir}/N', '  export/README.md has the server and a client']
     lines = [f'  {door} --mode=predict --workdir={f.workdir} --input=VIDEO']
     if f.mode[-1] == 'train':
         lines.insert(0, f'  {door} --mode=evaluate --records={f.records} --workdir={f.workdir}')
