@@ -46,7 +46,8 @@ def _train(f) -> str:
     from c3d_tf import train
 
     train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
-              log_every=f.log_every, watch=f.watch, overwrite=f.overwrite)
+              log_every=f.log_every, watch=f.watch, histograms=f.histograms, profile=f.profile,
+              overwrite=f.overwrite)
     return f.workdir
 
 
