@@ -242,8 +242,8 @@ class Flags:
             'object of most of their frames')
         add('svm', listed, 'pca', ['10', '50', '100', '200', '500'], 'dimensions of the accuracy curve; '
             'empty: none')
-        add('svm', integer, 'embed', 2000, 'clips in the t-SNE figure and the projector; 0: none',
-            lower_bound=0)
+        add('svm evaluate', integer, 'embed', 2000, "clips in the t-SNE figure and TensorBoard's projector; for "
+            'evaluate: videos in the projector; 0: none', lower_bound=0)
 
         add('similarity', string, 'pairs', '', 'CSV with the header a,b,same,fold, or View2.mat of '
             'ASLAN; empty: drawn from the labels of --records or --dataset and written to pairs.csv in '

@@ -81,7 +81,7 @@ def _evaluate(f) -> str:
         evaluate.evaluate(
             f.records, _weights(f), f.workdir, split=f.split, num_clips=f.clips,
             clip_choice=f.clip_choice, step=f.step, crops=f.crops, batch_size=f.eval_batch_size, seed=f.seed,
-            overwrite=f.overwrite)
+            embed=f.embed, overwrite=f.overwrite)
     return f.workdir
 
 
