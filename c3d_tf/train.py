@@ -274,7 +274,8 @@ def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     before = result and {**dataclasses.asdict(Recipe()), **result['settings']}
     if overwrite and result and (result['status'], before) != ('running', settings):
         # A run of the same recipe that was stopped goes on, with --overwrite as well.
-        shutil.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
+        for name in ('checkpoints', os.path.join('tensorboard', 'train')):
+            shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
         for name in (MODEL, BEST):
             if os.path.exists(os.path.join(workdir, name)):
                 os.remove(os.path.join(workdir, name))

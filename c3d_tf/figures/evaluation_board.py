@@ -86,7 +86,7 @@ def _wrong_clips(wrong: list[mistakes.Mistake], clips: mistakes.Clips, names) ->
         with Image.open(io.BytesIO(moving.animation)) as pages:
             frames = np.stack([np.asarray(page.convert('RGB')) for page in ImageSequence.Iterator(pages)])
         label, taken = ', '.join(names[i] for i in one.labels), one.top[0]
-        shown.append(strips.Strip(f'{label}\ntaken for {names[taken]} {one.score[taken]:.2f}', (frames,)))
+        shown.append(strips.Strip(f'true: {label}\nsaid: {names[taken]} {one.score[taken]:.2f}', (frames,)))
     if shown:
         tensorboard.clips('wrong_clips', shown, 0, 'The most confident mistakes: the label, and below it what the '
                                                    'video was taken for, with its score.')

@@ -136,15 +136,16 @@ def sheet(
     picture.savefig(path, dpi=110, format='png')
 
 
-def animation(path: str, strips: list[Strip], *, milliseconds: int = 120) -> None:
+def animation(path, strips: list[Strip], *, milliseconds: int = 120, side: int = SIDE) -> None:
     """Writes a GIF that repeats: the clips in a grid, the rows of each side by side, captions above.
 
     Args:
       path: the GIF to write, or a binary file.
       strips: the clips, of one length.
       milliseconds: how long a frame stays.
+      side: height of a frame in pixels, at least.
     """
-    moving = [_side_by_side(strip) for strip in strips]
+    moving = [_side_by_side(strip, side) for strip in strips]
     length, height, width, _ = moving[0].shape
     columns = min(math.ceil(math.sqrt(len(strips))), max(1, 1200 // width))
     lines = math.ceil(len(strips) / columns)
@@ -210,13 +211,13 @@ def _boxed(strip: Strip, t: int) -> np.ndarray:
     return cv2.rectangle(image, corner, (left + width, top + height), (255, 220, 0))
 
 
-def _side_by_side(strip: Strip) -> np.ndarray:
+def _side_by_side(strip: Strip, side: int) -> np.ndarray:
     """Returns uint8 [T, H, W, 3], enlarged to the size of an animation."""
     rows = strip.moving or strip.rows
     parts = list(rows)
     if strip.whole is not None:
         parts.insert(0, np.stack([_boxed(strip, t) for t in range(len(strip.whole))]))
-    height = max(SIDE, *(part.shape[1] for part in parts))
+    height = max(side, *(part.shape[1] for part in parts))
     large = []
     for part in parts:
         width = round(part.shape[2] * height / part.shape[1])

@@ -17,8 +17,7 @@ from c3d_tf.common import files
 from c3d_tf.figures import strips
 
 FOLDER = 'tensorboard'
-# Columns of the tab HParams; a run has those that it knows.
-METRICS = ('loss', 'accuracy', 'val_accuracy', 'video_hit@1', 'video_hit@5', 'mean_class_accuracy')
+SIDE = 112  # of a frame in pixels, at least: TensorBoard enlarges, and large GIFs take seconds to make
 
 
 def pictures(name: str, encoded: list[bytes], step: int, description: str = '') -> None:
@@ -32,7 +31,7 @@ def pictures(name: str, encoded: list[bytes], step: int, description: str = '') 
 def clips(name: str, shown: list[strips.Strip], step: int, description: str = '') -> None:
     """Writes clips as one moving picture, each below its caption."""
     content = io.BytesIO()
-    strips.animation(content, shown)
+    strips.animation(content, shown, side=SIDE)
     pictures(name, [content.getvalue()], step, description)
 
 
@@ -50,12 +49,12 @@ def code(name: str, text: str) -> None:
 def recipe(settings: dict) -> None:
     """Writes what a run was made with, for the tab HParams; runs of one recipe are a line there.
 
+    Without a list of columns: then TensorBoard puts those first in which the runs differ.
+
     Args:
       settings: of train.json or of an artefact's provenance.
     """
     values = {name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
               for name, value in settings.items() if name != 'files'}
-    columns = [hparams.HParam(name) for name in values]
-    hparams.hparams_config(columns, [hparams.Metric(name) for name in METRICS])
     # Not TensorBoard's own name of the line: it differs between a tuple and the list that JSON gives back.
     hparams.hparams(values, trial_id=files.text_hash(json.dumps(values, sort_keys=True))[:16])

@@ -13,7 +13,7 @@ from c3d_tf.training import recipe as recipes
 from c3d_tf.training import trainer as trainers
 
 CLIPS = 6       # that are shown at once
-SHARE = 0.005   # of the time, at most, goes into drawing clips
+SHARE = 0.005   # of the time, at most, goes into drawing them after the first
 WARM_UP = 5     # steps before a trace: the first make the graph and fill the input
 
 
@@ -48,7 +48,7 @@ class Monitor:
             self._layers.setdefault(variable.path.split('/')[0], []).append(column)
         self._trace = range(first + WARM_UP, min(first + WARM_UP + profile, total))
         self._tracing = False
-        self._next_clips = 0.0
+        self._started = self._next_clips = time.monotonic()
 
     def __enter__(self):
         return self
@@ -100,7 +100,8 @@ class Monitor:
         tensorboard.clips('clips', [strips.Strip(self._names[label], (own,)) for own, label in zip(frames, labels)],
                           step, 'The first clips of the batch, as they reach the network, with their labels.')
         now = time.monotonic()
-        self._next_clips = now + (now - before) / SHARE
+        # Each time after twice as long: TensorBoard shows ten, and a run of weeks leaves megabytes.
+        self._next_clips = max(now + (now - before) / SHARE, 2 * now - self._started)
 
     @contextlib.contextmanager
     def _traced(self, step: int):
