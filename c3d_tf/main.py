@@ -46,7 +46,8 @@ def _train(f) -> str:
     from c3d_tf import train
 
     train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
-              log_every=f.log_every, watch=f.watch, overwrite=f.overwrite)
+              log_every=f.log_every, watch=f.watch, histograms=f.histograms, profile=f.profile,
+              overwrite=f.overwrite)
     return f.workdir
 
 
@@ -80,7 +81,7 @@ def _evaluate(f) -> str:
         evaluate.evaluate(
             f.records, _weights(f), f.workdir, split=f.split, num_clips=f.clips,
             clip_choice=f.clip_choice, step=f.step, crops=f.crops, batch_size=f.eval_batch_size, seed=f.seed,
-            overwrite=f.overwrite)
+            embed=f.embed, overwrite=f.overwrite)
     return f.workdir
 
 

@@ -25,6 +25,7 @@ from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
 from c3d_tf.training import curve as curves
+from c3d_tf.training import monitor as monitors
 from c3d_tf.training import trainer as trainers
 from c3d_tf.training.recipe import Recipe
 from c3d_tf.weights import artefact
@@ -43,6 +44,8 @@ def fit(
     checkpoint_every: int = 1000,
     log_every: int = 50,
     watch: str = '',
+    histograms: int = 0,
+    profile: int = 0,
     overwrite: bool = False,
 ) -> dict:
     """Trains on the records' train split; the same call continues a stopped run.
@@ -57,6 +60,8 @@ def fit(
       checkpoint_every: steps between two checkpoints.
       log_every: steps between two points of the curves.
       watch: a split that is scored after each epoch as well, for its curve alone: it chooses nothing.
+      histograms: steps between two histograms of all weights; 0: none.
+      profile: steps of which a profiler's trace is written; 0: none.
       overwrite: starts anew over a run with another recipe instead of refusing.
 
     Returns:
@@ -133,13 +138,17 @@ def fit(
     started = time.time()
     step = int(trainer.step)
     curve = curves.Curve(workdir, step, total, trainer.rate, log_every)
-    with _StopSignal() as stop:
+    monitor = monitors.Monitor(
+        curve.writer, curve.folder, trainer, step, total, log_every=log_every, histograms=histograms,
+        profile=profile, class_names=index.class_names, mean=spec.mean)
+    with _StopSignal() as stop, monitor:
+        monitor.describe(records_dir, settings)
         while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):
             epoch, used = divmod(step, steps_per_epoch)
             batches = pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=epoch,
                                             skip=used, seed=recipe.seed, **recipe.choices())
             for batch in curve.timed(batches):
-                sums = trainer.train_step(step, *batch[:2])
+                sums = monitor.step(step, *batch[:2])
                 step += 1
                 try:
                     curve.add(step, *sums, batch[2])
@@ -265,7 +274,8 @@ def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     before = result and {**dataclasses.asdict(Recipe()), **result['settings']}
     if overwrite and result and (result['status'], before) != ('running', settings):
         # A run of the same recipe that was stopped goes on, with --overwrite as well.
-        shutil.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
+        for name in ('checkpoints', os.path.join('tensorboard', 'train')):
+            shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
         for name in (MODEL, BEST):
             if os.path.exists(os.path.join(workdir, name)):
                 os.remove(os.path.join(workdir, name))

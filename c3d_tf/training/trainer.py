@@ -19,6 +19,8 @@ class Trainer:
       rate: learning rate by step.
       step: updates done; in the checkpoint.
       best_score, best_step: the best validation so far; in the checkpoint.
+      norms: float32 [2, V], of the last update that was asked for them: the norms of the loss' gradient
+        and of the new weights, a column for each trainable variable.
       checkpoint: all that a stopped run needs.
     """
 
@@ -59,6 +61,7 @@ class Trainer:
                     layer.trainable = False
             self._optimizer = self._make_optimizer()
             self._optimizer.build(self.model.trainable_variables)
+        self.norms = None
         self._calibration = calibration
         self._norms = [layer for layer in self.model.layers
                        if isinstance(layer, keras.layers.BatchNormalization)]
@@ -89,19 +92,23 @@ class Trainer:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer
 
-    def train_step(self, step: int, clips: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+    def train_step(self, step: int, clips: tf.Tensor, labels: tf.Tensor, *,
+                   norms: bool = False) -> list[tf.Tensor]:
         """Updates the weights by one batch, shared by all devices.
 
         Args:
           step: the update's number, counted from 0.
           clips: float32 [B, T, S, S, 3].
           labels: int32 [B].
+          norms: sets `norms`; the update is the same to the bit.
 
         Returns:
-          [mean loss, hits, clips] of the batch.
+          [mean loss, hits, hits among the five best classes, clips] of the batch.
         """
         self._inner_optimizer().learning_rate.assign(self.rate(step))
-        sums = self._distributed_step(tf.constant(step, tf.int64), clips, labels)
+        sums, found = self._distributed_step(tf.constant(step, tf.int64), clips, labels, tf.constant(norms))
+        if norms:
+            self.norms = found
         self.step.assign(step + 1)
         return sums
 
@@ -109,9 +116,21 @@ class Trainer:
         return getattr(self._optimizer, 'inner_optimizer', self._optimizer)
 
     @tf.function(reduce_retracing=True)
-    def _distributed_step(self, step, clips, labels):
-        sums = self._strategy.run(self._replica_step, args=(step, clips, labels))
-        return [self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in sums]
+    def _distributed_step(self, step, clips, labels, watched):
+        scale = self._optimizer.scale_loss(1.0)  # of this step: the update may change it
+        sums, gradients = self._strategy.run(self._replica_step, args=(step, clips, labels))
+
+        def total(value):
+            return self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
+
+        def norms():  # l2_loss is half the sum of squares, without an array of them
+            return tf.sqrt(2 * tf.stack([
+                [tf.nn.l2_loss(total(gradient)) for gradient in gradients],
+                [tf.nn.l2_loss(v.value) for v in self.model.trainable_variables]])) / [[scale], [1.0]]
+
+        # One graph for steps with norms and without: another one might round the update another way.
+        found = tf.cond(watched, norms, lambda: tf.zeros([2, len(gradients)]))
+        return [total(value) for value in sums], found
 
     def _replica_step(self, step, clips, labels):
         clips, labels, weights = self._own_rows(clips, labels)
@@ -122,7 +141,7 @@ class Trainer:
         else:
             sums, gradients = self._accumulated(step, replica, parts, clips, labels, weights)
         self._optimizer.apply(self._ready(gradients), self.model.trainable_variables)
-        return sums
+        return sums, gradients
 
     def _accumulated(self, step, replica, parts, clips, labels, weights):
         """Adds up the gradients of `parts` parts of the batch, one after another: less memory."""
@@ -137,12 +156,12 @@ class Trainer:
             return part + 1, *tf.nest.map_structure(tf.add, (sums, gradients), more)
 
         variables = self.model.trainable_variables
-        start = (0, [0.0] * 3, [tf.zeros(v.shape) for v in variables])
+        start = (0, [0.0] * 4, [tf.zeros(v.shape) for v in variables])
         _, sums, gradients = tf.while_loop(lambda part, *_: part < parts, add, start, parallel_iterations=1)
         return sums, gradients
 
     def _gradients(self, step, replica, clips, labels, weights):
-        """Returns [loss, hits, clips] and the gradients of the loss, both sums over the rows."""
+        """Returns [loss, hits, hits@5, clips] and the gradients of the loss, both sums over the rows."""
         for state, seed in zip(self._dropouts, self._dropout_seeds):
             # tf.train.Checkpoint omits these states: so they are made anew from the step.
             state.assign(tf.cast(tf.stack([step, seed + replica]), state.dtype))
@@ -162,7 +181,8 @@ class Trainer:
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [v.value for v in variables])
         hits = tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32) * counted
-        return [loss, tf.reduce_sum(hits), tf.reduce_sum(counted)], gradients
+        among = tf.cast(tf.math.in_top_k(labels, logits, min(5, classes)), tf.float32) * counted
+        return [loss, tf.reduce_sum(hits), tf.reduce_sum(among), tf.reduce_sum(counted)], gradients
 
     def _ready(self, gradients):
         """Clips the gradients and adds what is not in the loss, all in the scale of the loss."""
