@@ -9,7 +9,7 @@ from c3d_tf.data import preprocess
 from c3d_tf.explain import gradcam
 
 OPACITY = 0.65  # where a map is highest
-_COLOURS = np.rint(matplotlib.colormaps['inferno'](np.arange(256))[:, :3] * 255).astype(np.float32)
+_COLOURS = np.rint(matplotlib.colormaps['inferno'](np.arange(256))[:, None, :3] * 255).astype(np.uint8)
 
 
 class Heatmap:
@@ -33,7 +33,7 @@ class Heatmap:
 
     def at(self, seconds: float) -> np.ndarray:
         """Returns float32 [h, w], 0 … 1: the heat at that time."""
-        place = np.interp(seconds, self._times, np.arange(len(self._times)))
+        place = float(np.interp(seconds, self._times, np.arange(len(self._times))))
         before = int(place)
         after = min(before + 1, len(self._maps) - 1)
         return self._maps[before] + (place - before) * (self._maps[after] - self._maps[before])
@@ -53,10 +53,10 @@ class Heatmap:
         for axis in (0, 1):
             heat = gradcam.stretch(heat, axis, self._spec.crop_size)
         heat = cv2.resize(heat, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-        weight = (OPACITY * heat)[..., None]
+        coloured = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), _COLOURS)
         out = image.copy()
         part = out[top:bottom, left:right]
-        part[:] = np.rint(part * (1 - weight) + _COLOURS[np.rint(heat * 255).astype(np.uint8)] * weight)
+        part[:] = cv2.blendLinear(part, coloured, 1 - OPACITY * heat, OPACITY * heat)
         if (bottom - top, right - left) != image.shape[:2]:
             thick = max(1, min(image.shape[:2]) // 360)
             cv2.rectangle(out, (left, top), (right - 1, bottom - 1), (255, 255, 255), thick)
