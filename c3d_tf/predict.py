@@ -284,5 +284,6 @@ def _say_end(result: dict, as_json: bool) -> None:
         console.say()  # below the line that was redrawn
     console.say(f'{result["video"]}: {result["seconds"]:.1f} s, {result["clips"]} clips, latency p50 '
                 f'{latency["p50"]:.0f} ms, p90 {latency["p90"]:.0f} ms, {result["dropped"]} of '
-                f'{result["frames"]} frames dropped, came back {result["breaks"]} times')
+                f'{result["frames"]} frames dropped' + (
+                    f', broke and came back {result["breaks"]} times' if result['breaks'] else ''))
     _say_top(result['top'])

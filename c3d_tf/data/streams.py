@@ -103,7 +103,7 @@ class Stream:
 
         with self._changed:
             self._changed.wait_for(lambda: self._over or ready(), timeout)
-            if not ready():
+            if not ready() or timeout is not None and timeout <= 0:
                 return None
             last, frames = self._count, list(self._frames)
         return Shot(last, frames[-1][0], np.stack([image for _, image in frames]))
@@ -180,9 +180,9 @@ def _open(given: str):
     """
     name, kind = given, None
     options = {'rtsp_transport': 'tcp'}  # by UDP, pictures tear where packets get lost
-    if given.startswith('camera:'):
-        kind, name = CAMERAS[sys.platform]
-        name, options = name.format(given.removeprefix('camera:')), {}
+    if given.lower().startswith('camera:'):
+        kind, name = CAMERAS.get(sys.platform, CAMERAS['linux'])
+        name, options = name.format(given.partition(':')[2]), {}
     try:
         container = av.open(name, format=kind, options=options, timeout=TIMEOUT, metadata_errors='replace')
     except (av.error.FFmpegError, ValueError) as error:

@@ -75,7 +75,8 @@ def _apart(frames: Iterator[video.Frame]) -> Iterator[video.Frame]:
     """Yields the frames; of two at one time, as AVIs with B-frames have them, the first moves half-way back."""
     before = 0
     for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
-        if following and following.time - frame.time == 1:  # what `video.decode` makes of no difference
+        # `video.decode` makes one microsecond of none.
+        if following and following.time - frame.time == 1 and frame.time - before > 1:
             frame = frame._replace(time=(before + frame.time) // 2)
         before = frame.time
         yield frame

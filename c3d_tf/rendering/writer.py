@@ -42,7 +42,8 @@ def write(path: str, frames: Iterable[video.Frame], *, sound: str = '', comment:
             out = stack.enter_context(av.open(f'file:{path}', 'w', format='mp4',
                                               options={'movflags': '+faststart'}))
             out.metadata['comment'] = comment
-            stream = out.add_stream('libx264', options={'crf': '20', 'preset': 'veryfast'})
+            # Without B-frames (bf) the file's length is right however irregular the times are.
+            stream = out.add_stream('libx264', options={'crf': '20', 'preset': 'veryfast', 'bf': '0'})
             stream.height, stream.width = first.image.shape[:2]
             stream.pix_fmt = 'yuv420p'
             context = stream.codec_context
