@@ -237,8 +237,13 @@ PLAY = """async ([name, at, places]) => {
   });
   document.body.append(film);
   await once('loadeddata');
+  const shown = new Promise(resolve => {
+    const look = (_, frame) => Math.abs(frame.mediaTime - at) < 0.04 ? resolve() : film.requestVideoFrameCallback(look);
+    film.requestVideoFrameCallback(look);
+  });
   film.currentTime = at;
   await once('seeked');
+  await shown;  // only then is there something to draw
   const canvas = document.createElement('canvas');
   canvas.width = film.videoWidth; canvas.height = film.videoHeight;
   const pen = canvas.getContext('2d');

@@ -7,6 +7,8 @@ import json
 import shutil
 import signal
 import socket
+import socketserver
+import struct
 import subprocess
 import sys
 import threading
@@ -39,21 +41,26 @@ def weights(tmp_path_factory) -> str:
     return path
 
 
+def _film(file, seconds: float) -> None:
+    """Writes MPEG-2 video as a transport stream at its pace; a frame is grey, each by 2 lighter than the last."""
+    with contextlib.suppress(OSError), av.open(file, 'w', format='mpegts') as out:
+        stream = out.add_stream('mpeg2video', rate=RATE, options={'g': '1', 'bf': '0'})
+        stream.height, stream.width, stream.pix_fmt = 96, 128, 'yuv420p'
+        begin = time.monotonic()
+        for t in range(round(seconds * RATE)):
+            image = np.full((96, 128, 3), min(250, 2 * t), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
+            time.sleep(max(0, begin + t / RATE - time.monotonic()))
+
+
 class _Camera(http.server.BaseHTTPRequestHandler):
-    """Sends MPEG-2 video of its server's `seconds` at its pace, then hangs up; the first frames are dark."""
+    """Films for as long as its server says, then hangs up."""
 
     def do_GET(self):
         self.server.visits += 1
         self.send_response(200)
         self.end_headers()
-        with contextlib.suppress(OSError), av.open(self.wfile, 'w', format='mpegts') as out:
-            stream = out.add_stream('mpeg2video', rate=RATE, options={'g': '1', 'bf': '0'})
-            stream.height, stream.width, stream.pix_fmt = 96, 128, 'yuv420p'
-            begin = time.monotonic()
-            for t in range(round(self.server.seconds[min(self.server.visits, len(self.server.seconds)) - 1] * RATE)):
-                image = np.full((96, 128, 3), min(250, 2 * t), np.uint8)
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
-                time.sleep(max(0, begin + t / RATE - time.monotonic()))
+        _film(self.wfile, self.server.seconds[min(self.server.visits, len(self.server.seconds)) - 1])
 
     def log_message(self, *_):
         pass
@@ -67,6 +74,45 @@ def _camera(*seconds: float):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}/live.ts'
         server.shutdown()
+
+
+class _Rtsp(socketserver.StreamRequestHandler):
+    """A camera that speaks RTSP (RFC 2326), and RTP within it: a transport stream, payload type 33."""
+
+    def handle(self):
+        while request := self.rfile.readline().decode():
+            headers = dict(line.split(': ', 1) for line in iter(lambda: self.rfile.readline().decode().strip(), ''))
+            verb = request.split()[0]
+            more, body = {
+                'DESCRIBE': ('Content-Type: application/sdp\r\n',
+                             'v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:one\r\n'),
+                'SETUP': ('Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n', ''),
+            }.get(verb, ('Session: 1\r\n', ''))
+            self.wfile.write(f'RTSP/1.0 200 OK\r\nCSeq: {headers["CSeq"]}\r\n{more}Content-Length: {len(body)}\r\n\r\n'
+                             f'{body}'.encode())
+            self.server.verbs.append(verb)
+            if verb == 'PLAY':
+                self.number = 0
+                _film(self, 30)
+                return
+
+    def write(self, data: bytes) -> int:
+        for at in range(0, len(data), 7 * 188):
+            part = data[at:at + 7 * 188]
+            rtp = struct.pack('>BBHII', 0x80, 33, self.number & 0xffff, round(time.monotonic() * 9e4) & 0xffffffff, 7)
+            self.wfile.write(b'$\0' + struct.pack('>H', len(rtp + part)) + rtp + part)
+            self.number += 1
+        return len(data)
+
+
+def test_rtsp(weights):
+    with socketserver.ThreadingTCPServer(('127.0.0.1', 0), _Rtsp) as server:
+        server.daemon_threads, server.verbs = True, []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = predict.live(f'rtsp://127.0.0.1:{server.server_address[1]}/one', weights, duration=1.5)
+        server.shutdown()
+    assert server.verbs[-3:] == ['DESCRIBE', 'SETUP', 'PLAY'] and result['breaks'] == 0
+    assert result['frames'] > RATE and result['clips'] >= 2
 
 
 @pytest.mark.parametrize(('given', 'live'), [
