@@ -54,23 +54,25 @@ def _film(file, seconds: float) -> None:
 
 
 class _Camera(http.server.BaseHTTPRequestHandler):
-    """Films for as long as its server says, then hangs up."""
+    """Films for as long as its server says, is silent for a while, then hangs up."""
 
     def do_GET(self):
         self.server.visits += 1
         self.send_response(200)
         self.end_headers()
         _film(self.wfile, self.server.seconds[min(self.server.visits, len(self.server.seconds)) - 1])
+        time.sleep(self.server.silence)
 
     def log_message(self, *_):
         pass
 
 
 @contextlib.contextmanager
-def _camera(*seconds: float):
+def _camera(*seconds: float, silence: float = 0.0):
     """Yields the URL of a stream that lasts so long at the first visit, at the second …"""
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), _Camera) as server:
-        server.daemon_threads, server.visits, server.seconds = True, 0, seconds
+        server.daemon_threads, server.visits = True, 0
+        server.seconds, server.silence = seconds, silence
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}/live.ts'
         server.shutdown()
@@ -179,6 +181,14 @@ def test_a_broken_stream_is_opened_again(weights, capsys, monkeypatch):
     assert 'frames dropped' in out and 'broke and came back' in out
     # The clips of both visits, none of which spans the break.
     assert 2 <= sum('latency' in line and 'p50' in line for line in out.splitlines()) - 1 <= 2 * 0.6 * RATE / LENGTH
+
+
+def test_a_stream_that_falls_silent_is_opened_again(monkeypatch, capsys):
+    monkeypatch.setattr(streams, 'RETRIES', (0.1,))
+    monkeypatch.setattr(streams, 'TIMEOUT', 0.5)
+    with _camera(0.6, silence=5.0) as url, streams.Stream(url, size=SIZE, length=LENGTH) as stream:
+        assert stream.newest(round(0.8 * RATE), 20).last > 0.6 * RATE  # of two visits
+    assert 'nothing came for 0.5 s; trying again' in capsys.readouterr().err and stream.breaks == 1
 
 
 def test_a_file_over_http_has_its_own_pace_and_an_end(weights, tmp_path):
