@@ -90,10 +90,12 @@ def _predict(f) -> str | None:
     from c3d_tf.data import streams
 
     if streams.is_live(f.input):
-        if f.render:
-            raise errors.UsageError(f'--render={f.render}: a live --input has no file to draw on')
+        if f.render or f.heatmap:
+            raise errors.UsageError('--render and --heatmap draw on a file; --input is live')
         predict.live(f.input, _weights(f), step=f.step, top_k=f.top_k, duration=f.duration, as_json=f.json)
         return None
+    if f.duration:
+        raise errors.UsageError(f'--duration={f.duration:g} ends live input; --input={f.input} is not live')
     result = predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k, render=f.render,
                              heatmap=f.heatmap, overwrite=f.overwrite, quiet=f.json)
     predict.show(result, as_json=f.json)

@@ -54,10 +54,10 @@ def predict(
       the timeline with the same best class are one entry.
 
     Raises:
-      errors.UsageError: the file is missing or cannot be read as video, or `render` cannot be written to.
+      errors.UsageError: the file is missing or no video, or `render` is not to be written to.
     """
     if not path:
-        raise errors.UsageError('--input is not set: expected a video file, a folder of images, or a live '
+        raise errors.UsageError('--input is not set: expected a video file, a folder of images, or live '
                                 'camera:0, rtsp://… or http://…')
     if not os.path.exists(path):
         raise errors.UsageError(f'--input={path}: no such file')
@@ -73,8 +73,8 @@ def predict(
         for batch, times in _batches(frames, spec, step or clips.extent(spec.clip_length, spec.stride)):
             scores.append(forward(tf.constant(batch)).numpy())
             if heatmap:
-                cells.append(gradcam.cells(net.model, layer, preprocess.for_inference(tf.constant(batch), spec),
-                                           scores[-1].argmax(axis=1)))
+                seen = preprocess.for_inference(tf.constant(batch), spec)
+                cells.append(gradcam.cells(net.model, layer, seen, scores[-1].argmax(axis=1)))
             spans += times
     except video.VideoError as error:
         raise errors.UsageError(f'--input={path}: {error}') from error
@@ -84,8 +84,8 @@ def predict(
     if render:
         track = panel.Track(scores, np.array(spans), net.class_names, frames.end)
         heat = heatmaps.Heatmap(np.concatenate(cells), track.spans, spec) if heatmap else None
-        comment = json.dumps({'weights_sha256': net.sha256, 'preprocessing': spec.to_json(), 'step': step,
-                              'heatmap': layer})
+        comment = json.dumps({'weights_sha256': net.sha256, 'preprocessing': spec.to_json(),
+                              'step': step, 'heatmap': layer})
         left_out = rendering.render(path, render, track, heat=heat, total=frames.count, comment=comment,
                                     quiet=quiet)
         if not quiet:
@@ -101,7 +101,8 @@ def predict(
 
 
 def live(
-    given: str, weights: str, *, step: int = 0, top_k: int = 5, duration: float = 0.0, as_json: bool = False
+    given: str, weights: str, *, step: int = 0, top_k: int = 5, duration: float = 0.0,
+    as_json: bool = False,
 ) -> dict:
     """Classifies a live stream, always its newest clip, and prints a line for each.
 
@@ -115,8 +116,8 @@ def live(
       as_json: prints one JSON object a line.
 
     Returns:
-      what is printed last: {'video', 'seconds', 'frames' (that came until the last clip's end), 'dropped'
-      (of them, those in no clip), 'clips', 'breaks' (how often the stream came back), 'latency_ms':
+      what is printed last: {'video', 'seconds', 'frames' (that came until the last clip's end),
+      'dropped' (of them, those in no clip), 'clips', 'breaks' (how often the stream came back), 'latency_ms':
       {'p50', 'p90'} (from the arrival of a clip's last frame to the answer), 'top'}.
 
     Raises:
@@ -127,19 +128,23 @@ def live(
     spec = net.preprocessing
     length = clips.extent(spec.clip_length, spec.stride)
     forward = _forward(net)
-    forward(tf.zeros((1, spec.clip_length, *spec.frame_size, 3), tf.uint8))  # the first one takes seconds
+    # The first call takes seconds.
+    forward(tf.zeros((1, spec.clip_length, *spec.frame_size, 3), tf.uint8))
     total, count, last, dropped = 0, 0, 0, 0
     latencies = collections.deque(maxlen=LATENCIES)
     with streams.Stream(given, size=spec.frame_size, length=length) as stream:
-        end = stream.begin + duration
+        def left():
+            return stream.begin + duration - time.monotonic() if duration else None
+
         try:
-            while shot := stream.newest(last + (step or length), end - time.monotonic() if duration else None):
+            while shot := stream.newest(last + (step or length), left()):
                 scores = forward(tf.constant(shot.images[None, ::spec.stride])).numpy()[0]
                 latencies.append((time.monotonic() - shot.arrived) * 1e3)
                 dropped += max(0, shot.last - length - last)
                 total, count, last = total + scores, count + 1, shot.last
                 _say_clip(
-                    {'time': round(shot.arrived - stream.begin, 3), 'top': _top(scores, net.class_names, top_k),
+                    {'time': round(shot.arrived - stream.begin, 3),
+                     'top': _top(scores, net.class_names, top_k),
                      'latency_ms': {'now': round(latencies[-1], 1), **_percentiles(latencies)},
                      'frames': last, 'dropped': dropped}, as_json)
         except KeyboardInterrupt:  # how one ends what has no end
@@ -148,8 +153,9 @@ def live(
     if not count:
         raise errors.RunError(f'--input={streams.shown(given)}: no clip of {length} frames in '
                               f'{seconds:.1f} s{stream.error and f" ({stream.error})"}')
-    result = {'video': streams.shown(given), 'seconds': round(seconds, 3), 'frames': last, 'dropped': dropped,
-              'clips': count, 'breaks': stream.breaks, 'latency_ms': _percentiles(latencies),
+    result = {'video': streams.shown(given), 'seconds': round(seconds, 3), 'frames': last,
+              'dropped': dropped, 'clips': count, 'breaks': stream.breaks,
+              'latency_ms': _percentiles(latencies),
               'top': _top(total / count, net.class_names, top_k)}
     _say_end(result, as_json)
     if stream.error:
@@ -159,8 +165,9 @@ def live(
 
 def _forward(net: artefact.Artefact):
     """Returns the function clips uint8 [N, T, H, W, 3] → probabilities float32 [N, K]."""
+    spec = net.preprocessing
     return tf.function(
-        lambda x: tf.nn.softmax(net.model(preprocess.for_inference(x, net.preprocessing), training=False)))
+        lambda x: tf.nn.softmax(net.model(preprocess.for_inference(x, spec), training=False)))
 
 
 def _check_render(path: str, render: str, heatmap: bool, overwrite: bool) -> None:
@@ -199,7 +206,8 @@ class _Counted:
         for frame in self._frames:
             self.count += 1
             # The last one stays as long as others do on average.
-            self.end = frame.time * 1e-6 * self.count / (self.count - 1) if frame.time else 1 / sources.FRAME_RATE
+            self.end = (frame.time * 1e-6 * self.count / (self.count - 1) if frame.time else
+                        1 / sources.FRAME_RATE)
             if self._progress:
                 self._progress.update(self.count)
             yield frame
@@ -271,8 +279,8 @@ def _say_clip(clip: dict, as_json: bool) -> None:
         return
     best, latency = clip['top'][0], clip['latency_ms']
     console.redraw(f'{_clock(clip["time"])}  {best["label"]}  {best["probability"]:.1%} · '
-                   f'latency {latency["now"]:.0f} ms (p50 {latency["p50"]:.0f}, p90 {latency["p90"]:.0f}) · '
-                   f'{clip["dropped"]} of {clip["frames"]} frames dropped')
+                   f'latency {latency["now"]:.0f} ms (p50 {latency["p50"]:.0f}, '
+                   f'p90 {latency["p90"]:.0f}) · {clip["dropped"]} of {clip["frames"]} frames dropped')
 
 
 def _say_end(result: dict, as_json: bool) -> None:

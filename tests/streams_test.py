@@ -230,8 +230,10 @@ def test_a_server_that_stays_silent(monkeypatch):
 def test_flags_that_do_not_fit(weights, capsys):
     base = ['c3d_tf', '--mode=predict', f'--weights={weights}', '--input=camera:97']
     assert main.main([*base, '--render=a.mp4']) == 2
-    assert '--render=a.mp4: a live --input' in capsys.readouterr().err
+    assert 'draw on a file' in capsys.readouterr().err
     assert main.main([*base, '--duration=-1']) == 2
+    assert main.main([*base[:-1], '--input=a.mp4', '--duration=3']) == 2
+    assert '--duration=3 ends live input' in capsys.readouterr().err
 
 
 def _looped(path) -> tuple[subprocess.Popen, str]:

@@ -64,7 +64,8 @@ class Progress:
             return
         self._last = now
         rate = self.rate()
-        left = f'ETA {duration((self._total - done) / rate)}' if rate and self._total >= done else 'ETA ?'
+        known = rate and self._total >= done
+        left = f'ETA {duration((self._total - done) / rate)}' if known else 'ETA ?'
         redraw(f'{self._what}: {done}/{self._total or "?"} {self._unit} · '
                    f'{rate:.1f} {self._unit}/s · {left}{extra and " · " + extra}')
 

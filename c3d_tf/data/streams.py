@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live video: a camera, or a stream over RTSP or HTTP, of which the newest frames are kept. No TensorFlow."""
+"""Live video: the newest frames of a camera, or of a stream over RTSP or HTTP. No TensorFlow."""
 
 import collections
 import re
@@ -17,7 +17,8 @@ from c3d_tf.data import video
 TIMEOUT = 10.0  # seconds without an answer or a frame, after which a stream counts as broken
 RETRIES = (1, 2, 4, 8)  # seconds before each new try
 # What a camera is called where; on Windows its name stands for its number.
-CAMERAS = {'linux': ('v4l2', '/dev/video{}'), 'darwin': ('avfoundation', '{}'), 'win32': ('dshow', 'video={}')}
+CAMERAS = {
+    'linux': ('v4l2', '/dev/video{}'), 'darwin': ('avfoundation', '{}'), 'win32': ('dshow', 'video={}')}
 
 _LIVE = re.compile(r'camera:|(rtsps?|https?)://', re.IGNORECASE)
 
@@ -122,7 +123,7 @@ class Stream:
             with container:
                 stream = container.streams.video[0]
                 stream.thread_type = 'SLICE'  # threads that take a frame each would hold frames back
-                # What has a length is a file, which comes as fast as it is read: it is played at its own pace.
+                # What has a length is a file, which comes as fast as it is read: it gets its own pace.
                 is_file, begin = container.duration is not None, time.monotonic()
                 for packet in container.demux(stream):
                     arrived = time.monotonic()
@@ -148,7 +149,8 @@ class Stream:
     def _reopen(self, reason: str):
         """Returns the stream, opened again; None if it does not come back."""
         for seconds in self._waits:
-            print(f'{shown(self._given)}: {reason}; trying again in {seconds} s', file=sys.stderr, flush=True)
+            print(f'{shown(self._given)}: {reason}; trying again in {seconds} s', file=sys.stderr,
+                  flush=True)
             with self._changed:
                 if self._changed.wait_for(lambda: self._over, seconds):
                     return None
@@ -184,7 +186,8 @@ def _open(given: str):
         kind, name = CAMERAS.get(sys.platform, CAMERAS['linux'])
         name, options = name.format(given.partition(':')[2]), {}
     try:
-        container = av.open(name, format=kind, options=options, timeout=TIMEOUT, metadata_errors='replace')
+        container = av.open(name, format=kind, options=options, timeout=TIMEOUT,
+                            metadata_errors='replace')
     except (av.error.FFmpegError, ValueError) as error:
         raise video.VideoError(f'cannot be opened: {_reason(error)}') from error
     if not container.streams.video:

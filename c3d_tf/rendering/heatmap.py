@@ -63,7 +63,7 @@ class Heatmap:
         return out
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Returns (top, left, bottom, right) of what the network sees, in pixels of a frame of that size."""
+        """Returns (top, left, bottom, right) of what the network sees, in pixels of such a frame."""
         top, left = self._spec.centre()
         down, across = height / self._spec.frame_size[0], width / self._spec.frame_size[1]
         return (round(top * down), round(left * across), round((top + self._spec.crop_size) * down),

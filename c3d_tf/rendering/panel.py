@@ -77,8 +77,7 @@ class Panel:
             middle = self._bar + (number + 0.5) * self._row
             font, colour = (self._fonts[1], TEXT) if label == best else (self._fonts[0], QUIET)
             pen.text((self._pad, middle), self._names[label], colour, font, anchor='lm')
-            pen.text((self._width - self._pad, middle), f'{now[label]:.0%}'.replace('%', ' %'), colour, font,
-                     anchor='rm')
+            pen.text((self._width - self._pad, middle), _percent(now[label]), colour, font, anchor='rm')
         share = min(1.0, seconds / self._track.duration)
         head = round(share * (self._right - self._left - self._thick))
         image.paste(self._ahead, (self._left, self._bar))
@@ -94,7 +93,7 @@ class Panel:
                       COLOURS[known.index(best)] if best in known else QUIET)
         clock = f'{_clock(seconds)} / {_clock(self._track.duration)}'
         pen.text((self._width - self._pad, middle), clock, QUIET, self._fonts[0], anchor='rm')
-        share = f'  {probability:.0%}'.replace('%', ' %')
+        share = f'  {_percent(probability)}'
         left = self._pad + 1.6 * side
         room = (self._width - 2 * self._pad - left - self._fonts[0].getlength(clock)
                 - self._fonts[2].getlength(share))
@@ -130,6 +129,10 @@ def _fitting(text: str, font, width: float) -> str:
     while text and font.getlength(text + '…') > width:
         text = text[:-1]
     return text.rstrip() + '…'
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:.0f} %'
 
 
 def _clock(seconds: float) -> str:

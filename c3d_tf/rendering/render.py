@@ -72,7 +72,7 @@ def _drawn(source: str, track, heat, progress) -> Iterator[video.Frame]:
 
 
 def _apart(frames: Iterator[video.Frame]) -> Iterator[video.Frame]:
-    """Yields the frames; of two at one time, as AVIs with B-frames have them, the first moves half-way back."""
+    """Yields the frames; of two at one time, as some AVIs have them, the first moves half-way back."""
     before = 0
     for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
         # `video.decode` makes one microsecond of none.

@@ -88,7 +88,7 @@ def _ticks(microseconds: int) -> int:
 
 
 def _sound(stack: contextlib.ExitStack, out, path: str) -> tuple[Iterator[av.Packet], str]:
-    """Returns the packets of the file's sound, from its first frame on, and the codec if it does not fit."""
+    """Returns the packets of the file's sound, from its first frame on, or the codec that does not fit."""
     if not path:
         return iter(()), ''
     source = stack.enter_context(av.open(f'file:{path}', metadata_errors='replace'))
