@@ -11,7 +11,7 @@ VERBS = {
     'train': 'records → model.keras, checkpoints, TensorBoard curves, train.json in --workdir',
     'evaluate': 'records and weights → evaluate.json and confusion.png in --workdir',
     'study': 'records → several networks trained alike: study.json and study.png in --workdir',
-    'predict': 'a video → its top classes, and when they happen',
+    'predict': 'a video, or live input → its top classes, and when they happen; --render draws them',
     'features': 'videos or records → descriptors of any layer in --output',
     'svm': 'descriptors and lists → a linear SVM: svm.json, figures and a projector in --workdir',
     'similarity': 'descriptors and pairs of videos → same action or not: similarity.json, roc.png '
@@ -211,9 +211,14 @@ class Flags:
         add('evaluate features benchmark', integer, 'eval_batch_size', 16, 'clips a batch',
             lower_bound=1)
 
-        add('predict features visualize benchmark', string, 'input', '', 'a video file; for features and '
-            'visualize also a folder, a glob, or a .txt list of paths')
-        add('predict', boolean, 'json', False, 'print one JSON object')
+        add('predict features visualize benchmark', string, 'input', '', 'a video file; for predict also '
+            'camera:0, rtsp://… or http://…; for features and visualize also a folder, a glob, or a .txt list '
+            'of paths')
+        add('predict', boolean, 'json', False, 'print one JSON object; of live input one a line')
+        add('predict', string, 'render', '', 'an MP4 to write: the video with its classes over time below it')
+        add('predict', boolean, 'heatmap', False, 'lay Grad-CAM over that video')
+        add('predict', real, 'duration', 0.0, 'seconds of live input; 0: until it ends, or Ctrl-C',
+            lower_bound=0.0)
         add('predict export', integer, 'top_k', 5, 'classes that are named', lower_bound=1)
 
         add('features visualize export', listed, 'layers', [], 'for features: whose output is kept, e.g. '

@@ -85,11 +85,22 @@ def _evaluate(f) -> str:
     return f.workdir
 
 
-def _predict(f) -> None:
+def _predict(f) -> str | None:
     _start_tensorflow()
     from c3d_tf import predict
+    from c3d_tf.data import streams
 
-    predict.show(predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k), as_json=f.json)
+    if streams.is_live(f.input):
+        if f.render or f.heatmap:
+            raise errors.UsageError('--render and --heatmap draw on a file; --input is live')
+        predict.live(f.input, _weights(f), step=f.step, top_k=f.top_k, duration=f.duration, as_json=f.json)
+        return None
+    if f.duration:
+        raise errors.UsageError(f'--duration={f.duration:g} ends live input; --input={f.input} is not live')
+    result = predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k, render=f.render,
+                             heatmap=f.heatmap, overwrite=f.overwrite, quiet=f.json)
+    predict.show(result, as_json=f.json)
+    return os.path.dirname(os.path.abspath(f.render)) if f.render else None
 
 
 def _features(f) -> str:

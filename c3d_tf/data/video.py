@@ -63,7 +63,7 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
             reformatter = av.video.reformatter.VideoReformatter()
             for frame in container.decode(stream):
                 rgb = reformatter.reformat(frame, format='rgb24', threads=1)
-                image = _upright(rgb.to_ndarray(), frame.rotation)
+                image = upright(rgb.to_ndarray(), frame.rotation)
                 if size is not None:
                     image = resize(image, size)
                 # Broken streams repeat or drop time stamps; the records promise rising ones.
@@ -78,6 +78,17 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
         raise VideoError(reason)
 
 
-def _upright(image: np.ndarray, rotation: int) -> np.ndarray:
+def claimed(path: str) -> int:
+    """Returns how many frames the file says it has, which may be wrong; 0 where it says nothing."""
+    try:
+        with av.open(f'file:{path}', metadata_errors='replace') as container:
+            stream = container.streams.video[0]
+            return stream.frames or round(float((container.duration or 0) / av.time_base * (
+                stream.average_rate or 0)))
+    except (av.error.FFmpegError, ValueError, IndexError):
+        return 0
+
+
+def upright(image: np.ndarray, rotation: int) -> np.ndarray:
     """Turns the picture by the file's degrees, counter-clockwise as PyAV reports them."""
     return np.ascontiguousarray(np.rot90(image, rotation // 90)) if rotation else image
