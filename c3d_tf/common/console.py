@@ -35,10 +35,13 @@ class Progress:
       unit: the plural of what is counted, e.g. 'videos'.
       done: units that an earlier run finished; they do not count for the rate.
       every: seconds between two plain lines.
+      show: False where another process shows the progress of all.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, done: int = 0, every: float = 10.0):
+    def __init__(self, what: str, total: int, unit: str, *, done: int = 0, every: float = 10.0,
+                 show: bool = True):
         self._what, self._total, self._unit, self._every = what, total, unit, every
+        self._hidden = not show
         self._first = self._done = done
         self._start = self._last = time.monotonic()
         self._terminal = sys.stdout.isatty()
@@ -64,10 +67,12 @@ class Progress:
         took = duration(time.monotonic() - self._start)
         self._show(f'{self._what}: {self._done}/{self._total} {self._unit} in {took}'
                    f'{extra and " · " + extra}')
-        if self._terminal:
+        if self._terminal and not self._hidden:
             say()
 
     def _show(self, line: str) -> None:
+        if self._hidden:
+            return
         if self._terminal:
             line = line[:os.get_terminal_size().columns - 1]  # a second row could not be taken back
             print(f'\r\x1b[2K{line}', end='', flush=True)
