@@ -8,6 +8,7 @@ and so are its files, which all machines see in one folder. Beam is imported wit
 
 import contextlib
 import dataclasses
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -33,7 +34,7 @@ except ImportError as error:
 
 # Of features, an element holds so many: decoders are started, and the last batch is not full, once an element.
 VIDEOS_AT_ONCE = 16
-SHARES = 64  # but few videos are split into this many elements at least, so that all processes have some
+SHARES = 16  # but few videos are split into this many elements at least, so that all processes have some
 
 
 def pipeline(options: Sequence[str]) -> beam.Pipeline:
@@ -45,13 +46,15 @@ def pipeline(options: Sequence[str]) -> beam.Pipeline:
     Raises:
       errors.UsageError: Beam does not take them.
     """
+    said = io.StringIO()
     try:
-        taken = pipeline_options.PipelineOptions(list(options))
-        made = beam.Pipeline(options=taken)  # imports the engine, which has options of its own
-        known = taken.get_all_options(drop_default=True)
-        given = taken.get_all_options(drop_default=True, retain_unknown_options=True)
-    except SystemExit as error:  # of argparse, which has said why
-        raise errors.UsageError(f'--beam_options={",".join(options)}: see above') from error
+        with contextlib.redirect_stderr(said):
+            taken = pipeline_options.PipelineOptions(list(options))
+            made = beam.Pipeline(options=taken)  # imports the engine, which has options of its own
+            known = taken.get_all_options(drop_default=True)
+            given = taken.get_all_options(drop_default=True, retain_unknown_options=True)
+    except SystemExit as error:  # of argparse; all that Beam knows comes before the reason
+        raise errors.UsageError(f'--beam_options: {said.getvalue().splitlines()[-1]}') from error
     except (ValueError, ImportError) as error:
         raise errors.UsageError(f'--beam_options={",".join(options)}: {error}') from error
     if unknown := sorted(given.keys() - known.keys()):
@@ -159,18 +162,17 @@ class _Network(base.ModelHandler):
         _allow_children()
         return self._extraction.load()
 
-    def batch_elements_kwargs(self):
-        return {'min_batch_size': 1, 'max_batch_size': 1}  # they are batches already
+    def should_skip_batching(self):
+        return True  # an element is a batch already; and on Dask, batches that end with a partition get lost
 
     def run_inference(self, batch, model, inference_args=None):
         its = self._extraction
-        for videos in batch:
-            store = descriptors.store(its.output, its.layers, its.settings)
-            with (locks.Locks(os.path.join(its.output, work_list.LOCKS), its.lock_timeout) as held,
-                  contextlib.closing(store)):
-                work_list.WorkList(its.output, videos, store, held, its.settings).work(
-                    model, show=False, **its.decoding)
-            yield len(videos)
+        store = descriptors.store(its.output, its.layers, its.settings)
+        with (locks.Locks(os.path.join(its.output, work_list.LOCKS), its.lock_timeout) as held,
+              contextlib.closing(store)):
+            work_list.WorkList(its.output, batch, store, held, its.settings).work(
+                model, show=False, **its.decoding)
+        return [len(batch)]
 
 
 class _Left:
