@@ -104,6 +104,7 @@ def prepare(
     else:
         local_runner.run(tasks, work, num_workers=num_workers or os.cpu_count(),
                          video_timeout=video_timeout)
+    files.remove_leftovers(records_dir)  # of workers that a video took down
 
     reports = [files.read_json(task.report) for task in tasks]
     skipped = sorted((skip for report in reports for skip in report['skipped']),
