@@ -95,7 +95,7 @@ def extract(
       errors.RunError: more videos failed than `max_failures`; all others are done.
     """
     for what, value, known in (('format', file_format, descriptors.FORMATS),
-                               ('pool', pool, descriptors.POOLS)):
+                               ('pool', pool, descriptors.POOLS), ('runner', runner, ('local', 'beam'))):
         if value not in known:
             raise errors.UsageError(f'--{what}={value}: expected one of {", ".join(known)}')
     if not videos and not records_dir:
@@ -119,7 +119,8 @@ def extract(
     _claim(output, settings, overwrite)
     store = descriptors.store(output, chosen, settings)
     cutting = {'clip_length': spec.clip_length, 'stride': spec.stride, 'step': step, 'short': spec.short}
-    with locks.Locks(os.path.join(output, work_list.LOCKS), lock_timeout) as held, contextlib.closing(store):
+    with (locks.Locks(os.path.join(output, work_list.LOCKS), lock_timeout) as held,
+          contextlib.closing(store)):
         run = work_list.WorkList(output, found, store, held, settings)
         decoding = {'cutting': cutting, 'batch_size': batch_size, 'video_timeout': video_timeout,
                     'clip_shape': (spec.clip_length, *spec.frame_size, 3)}

@@ -84,6 +84,8 @@ def prepare(
         from c3d_tf.data import beam_runner  # Beam is an extra
 
         empty = beam_runner.pipeline(beam_options)
+    elif runner != 'local':
+        raise errors.UsageError(f'--runner={runner}: expected local or beam')
     described = _describe(dataset, settings)
     index = _existing(records_dir, described, overwrite)
     if index is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs prepare's shards, and features' videos, on any engine that Apache Beam knows.
 
-The engine decides which process does what, and tries again what fails; the work is the local runner's own,
-and so are its files, which all machines see in one folder. Beam is imported with this module, and only
-`--runner=beam` imports it.
+The engine decides which process does what, and tries again what fails; the work is the local runner's
+own, and so are its files, which all machines see in one folder. Beam is imported with this module, and
+only `--runner=beam` imports it.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ try:
     from apache_beam.ml.inference import base
     from apache_beam.options import pipeline_options
 except ImportError as error:
-    raise errors.UsageError(f'--runner=beam: Apache Beam is not installed ({error}). See docs/beam.md, or '
-                            'take --runner=local') from error
+    raise errors.UsageError(f'--runner=beam: Apache Beam is not installed ({error}). See docs/beam.md, '
+                            'or take --runner=local') from error
 
-# Of features, an element holds so many: decoders are started, and the last batch is not full, once an element.
+# An element of features is so many videos: once an element, decoders start, and a batch is not full.
 VIDEOS_AT_ONCE = 16
-SHARES = 16  # but few videos are split into this many elements at least, so that all processes have some
+SHARES = 16  # but few videos are split into this many elements, so that all processes have some
 
 
 def pipeline(options: Sequence[str]) -> beam.Pipeline:
@@ -62,7 +62,8 @@ def pipeline(options: Sequence[str]) -> beam.Pipeline:
     return made
 
 
-def write_shards(empty: beam.Pipeline, tasks: list[local_runner.Task], work, *, video_timeout: float) -> None:
+def write_shards(empty: beam.Pipeline, tasks: list[local_runner.Task], work, *, video_timeout: float
+                 ) -> None:
     """Works through the shards that are not finished: `local_runner.run` for an engine of Beam.
 
     Args:
@@ -151,8 +152,8 @@ def extract(empty: beam.Pipeline, found: list[inputs.Video], settled: Callable[[
 class _Network(base.ModelHandler):
     """The network, once a process, and what it makes of some videos: their files.
 
-    An element is several videos and not a clip: clips would be sorted by video again, which engines do when
-    the last one is there. So a video is finished when it is finished, and memory is flat.
+    An element is several videos and not a clip: clips would be sorted by video again, which engines do
+    when the last one is there. So a video is on disk when it is finished, and memory is flat.
     """
 
     def __init__(self, extraction: Extraction):
@@ -163,7 +164,7 @@ class _Network(base.ModelHandler):
         return self._extraction.load()
 
     def should_skip_batching(self):
-        return True  # an element is a batch already; and on Dask, batches that end with a partition get lost
+        return True  # an element is a batch already; and Dask loses batches that end with a partition
 
     def run_inference(self, batch, model, inference_args=None):
         its = self._extraction
@@ -176,9 +177,10 @@ class _Network(base.ModelHandler):
 
 
 class _Left:
-    """What is not done yet, told by the files, since engines tell of it each in its own way or not at all."""
+    """What is not done yet, told by the files: engines tell of it each in its own way or not at all."""
 
-    def __init__(self, todo: list, finished: Callable[[Any], bool], total: int, progress: console.Progress):
+    def __init__(self, todo: list, finished: Callable[[Any], bool], total: int,
+                 progress: console.Progress):
         self._todo, self._finished, self._total, self._progress = todo, finished, total, progress
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -213,8 +215,8 @@ def _run(empty: beam.Pipeline, elements: list, transform: beam.PTransform, left:
             except Exception as error:  # each engine has its own
                 raise errors.RunError(f'--runner=beam: {_essence(error)}') from error
     if missing := left.count():
-        raise errors.RunError(f'--runner=beam: the engine has ended, and {missing} are not done; do all its '
-                              'machines see the same folder at the same path?')
+        raise errors.RunError(f'--runner=beam: the engine has ended, and {missing} are not done; do all '
+                              'its machines see the same folder at the same path?')
     left.close()
 
 
@@ -226,5 +228,5 @@ def _essence(error: Exception) -> str:
 
 
 def _allow_children() -> None:
-    # Dask's workers are daemons, which multiprocessing forbids to have children. Ours end with their parent.
+    # Dask's workers are daemons, which may not have children; ours end with their parent.
     multiprocessing.current_process().daemon = False
