@@ -211,9 +211,12 @@ def _run(empty: beam.Pipeline, elements: list, transform: beam.PTransform, left:
         empty | beam.Create(elements).with_output_types(Any) | beam.Reshuffle() | transform
         with left:
             try:
-                empty.run().wait_until_finish()
+                result = empty.run()
+                result.wait_until_finish()
             except Exception as error:  # each engine has its own
                 raise errors.RunError(f'--runner=beam: {_essence(error)}') from error
+            if client := getattr(result, 'client', None):
+                client.close()  # Dask's: a cluster that it has started would stay, and hold its memory
     if missing := left.count():
         raise errors.RunError(f'--runner=beam: the engine has ended, and {missing} are not done; do all '
                               'its machines see the same folder at the same path?')
