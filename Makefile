@@ -2,11 +2,12 @@
 # make test:       set up, then run the tests.
 # make test-docs:  run every command of README and docs/ that needs nothing from elsewhere.
 # make test-torch: read full-size files that PyTorch wrote; PyTorch gets an environment of its own.
+# make test-beam:  prepare and features on engines of Apache Beam, in an environment of its own.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup quickstart test test-docs test-torch
+.PHONY: setup quickstart test test-docs test-torch test-beam
 
 setup: $(VENV)/ready
 
@@ -30,4 +31,12 @@ test-torch: setup $(VENV)-torch/ready
 $(VENV)-torch/ready: requirements-torch.txt
 	$(PYTHON) -m venv $(VENV)-torch
 	$(VENV)-torch/bin/python -m pip install --quiet -r requirements-torch.txt
+	touch $@
+
+test-beam: $(VENV)-beam/ready
+	$(VENV)-beam/bin/python -m pytest tests/beam_test.py
+
+$(VENV)-beam/ready: requirements-beam.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --quiet -r requirements-beam.txt --editable .
 	touch $@

@@ -6,6 +6,7 @@ it: a lock file a video says who is at it.
 """
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -34,7 +35,6 @@ from c3d_tf.weights import imagenet
 RESULT = 'features.json'
 SKIPPED = 'skipped.jsonl'
 PROB = 'prob'              # the softmax of fc8, which is no layer of the network
-_LOCKS = 'locks'
 
 
 def extract(
@@ -54,6 +54,8 @@ def extract(
     video_timeout: float = 60.0,
     lock_timeout: float = 600.0,
     max_failures: int = 0,
+    runner: str = 'local',
+    beam_options: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> dict:
     """Writes the descriptors of every video; what is there already is not done again.
@@ -80,6 +82,8 @@ def extract(
       video_timeout: seconds without a frame after which a file is given up.
       lock_timeout: seconds without a sign of life after which another process's video is taken over.
       max_failures: broken videos that are tolerated; -1 for any number.
+      runner: 'local', or 'beam': an engine of Apache Beam does the videos, to the same files.
+      beam_options: of Beam and its engine, e.g. '--runner=DaskRunner'.
       overwrite: deletes descriptors made with other settings, and does again what is complete.
 
     Returns:
@@ -91,17 +95,19 @@ def extract(
       errors.RunError: more videos failed than `max_failures`; all others are done.
     """
     for what, value, known in (('format', file_format, descriptors.FORMATS),
-                               ('pool', pool, descriptors.POOLS)):
+                               ('pool', pool, descriptors.POOLS), ('runner', runner, ('local', 'beam'))):
         if value not in known:
             raise errors.UsageError(f'--{what}={value}: expected one of {", ".join(known)}')
     if not videos and not records_dir:
         raise errors.UsageError('--input is not set: expected a video file, a folder, a glob, or a .txt '
                                 'list; or --records')
+    if runner == 'beam':
+        from c3d_tf.data import beam_runner  # Beam is an extra
+
+        empty = beam_runner.pipeline(beam_options)
+    net = _load(weights, precision)
     if weights.startswith(imagenet.PREFIX):
-        net = imagenet.load(weights)
         console.say(f'features: {net.provenance["network"]}, weights: {net.provenance["weights"]}')
-    else:
-        net = artefact.load(weights, precision=precision)
     spec = net.preprocessing
     chosen = _choose(net, layers)
     source, found = _find(videos, records_dir, split, spec, output)
@@ -113,11 +119,19 @@ def extract(
     _claim(output, settings, overwrite)
     store = descriptors.store(output, chosen, settings)
     cutting = {'clip_length': spec.clip_length, 'stride': spec.stride, 'step': step, 'short': spec.short}
-    with locks.Locks(os.path.join(output, _LOCKS), lock_timeout) as held, contextlib.closing(store):
+    with (locks.Locks(os.path.join(output, work_list.LOCKS), lock_timeout) as held,
+          contextlib.closing(store)):
         run = work_list.WorkList(output, found, store, held, settings)
-        run.work(_network(net, list(chosen)), cutting=cutting, batch_size=batch_size,
-                 clip_shape=(spec.clip_length, *spec.frame_size, 3), video_timeout=video_timeout,
-                 num_workers=num_workers or os.cpu_count())
+        decoding = {'cutting': cutting, 'batch_size': batch_size, 'video_timeout': video_timeout,
+                    'clip_shape': (spec.clip_length, *spec.frame_size, 3)}
+        if runner == 'beam':
+            decoding['num_workers'] = num_workers or 1  # the engine's processes are many already
+            load = functools.partial(_load_network, weights, precision, list(chosen))
+            beam_runner.extract(empty, found, run.settled, beam_runner.Extraction(
+                load, output, chosen, settings, lock_timeout, decoding))
+        else:
+            decoding['num_workers'] = num_workers or os.cpu_count()
+            run.work(_network(net, list(chosen)), **decoding)
         while not held.take('finish'):  # the last process that comes here finds nothing left to do
             time.sleep(0.2)
         store.finish([one.name for one in found])
@@ -126,6 +140,16 @@ def extract(
         result = _report(output, settings, run)
         held.release('finish')
     return _check(output, run, result, max_failures)
+
+
+def _load(weights: str, precision: str) -> artefact.Artefact:
+    if weights.startswith(imagenet.PREFIX):
+        return imagenet.load(weights)
+    return artefact.load(weights, precision=precision)
+
+
+def _load_network(weights: str, precision: str, layers: list[str]):
+    return _network(_load(weights, precision), layers)
 
 
 def _choose(net: artefact.Artefact, layers: tuple[str, ...]) -> dict[str, str]:

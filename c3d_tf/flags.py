@@ -112,6 +112,10 @@ class Flags:
             lower_bound=0)
         add('prepare features', real, 'video_timeout', 60.0, 'seconds without a frame after which a '
             'file is given up', lower_bound=0.1)
+        add('prepare features', enum, 'runner', 'local', 'local: processes of this machine; beam: any '
+            'engine of Apache Beam, see docs/beam.md', enum_values=['local', 'beam'])
+        add('prepare features', listed, 'beam_options', [], 'of Beam and its engine, e.g. '
+            '--runner=DaskRunner,--dask_npartitions=8')
 
         add('train', string, 'model', 'c3d', 'c3d, c3d_bn, depth_1, depth_3, depth_5, depth_7, '
             'increasing, decreasing or res3d_18')

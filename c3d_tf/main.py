@@ -36,7 +36,8 @@ def _prepare(f) -> str:
         clip_length=f.clip_length, clips_per_video=f.clips_per_video,
         test_clips_per_video=f.test_clips_per_video, clip_seconds=f.clip_seconds,
         seed=f.seed, max_failures=f.max_failures, num_workers=f.num_workers,
-        video_timeout=f.video_timeout, overwrite=f.overwrite)
+        video_timeout=f.video_timeout, runner=f.runner, beam_options=tuple(f.beam_options),
+        overwrite=f.overwrite)
     return f.records
 
 
@@ -112,7 +113,8 @@ def _features(f) -> str:
         f.output, _weights(f), videos=f.input, records_dir=f.records, split=f.split,
         layers=tuple(f.layers) or ('fc6',), step=f.step, pool=f.pool, file_format=f.format,
         precision=f.precision, batch_size=f.eval_batch_size, num_workers=f.num_workers, video_timeout=f.video_timeout,
-        lock_timeout=f.lock_timeout, max_failures=f.max_failures, overwrite=f.overwrite)
+        lock_timeout=f.lock_timeout, max_failures=f.max_failures, runner=f.runner,
+        beam_options=tuple(f.beam_options), overwrite=f.overwrite)
     return f.output
 
 

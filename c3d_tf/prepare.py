@@ -48,6 +48,8 @@ def prepare(
     max_failures: int = 0,
     num_workers: int = 0,
     video_timeout: float = 60.0,
+    runner: str = 'local',
+    beam_options: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> dict:
     """Writes the records of all splits below `records_dir`.
@@ -61,6 +63,8 @@ def prepare(
       max_failures: broken videos that are tolerated; -1 for any number.
       num_workers: processes; 0 means one a core.
       video_timeout: seconds without a decoded frame after which a file counts as stuck.
+      runner: 'local', or 'beam': an engine of Apache Beam does the shards, to the same bytes.
+      beam_options: of Beam and its engine, e.g. '--runner=DaskRunner'.
       overwrite: deletes records made with other settings instead of refusing.
 
     Returns:
@@ -76,6 +80,12 @@ def prepare(
     if clip_length > max_frames:
         raise errors.UsageError(f'--clip_length={clip_length}: expected at most {max_frames}, the longest '
                                 'span of a record')
+    if runner == 'beam':
+        from c3d_tf.data import beam_runner  # Beam is an extra
+
+        empty = beam_runner.pipeline(beam_options)
+    elif runner != 'local':
+        raise errors.UsageError(f'--runner={runner}: expected local or beam')
     described = _describe(dataset, settings)
     index = _existing(records_dir, described, overwrite)
     if index is not None:
@@ -91,8 +101,12 @@ def prepare(
     files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), described)
     work = functools.partial(encode_video.write_shard, class_names=dataset.class_names,
                              settings=settings)
-    local_runner.run(tasks, work, num_workers=num_workers or os.cpu_count(),
-                     video_timeout=video_timeout)
+    if runner == 'beam':
+        beam_runner.write_shards(empty, tasks, work, video_timeout=video_timeout)
+    else:
+        local_runner.run(tasks, work, num_workers=num_workers or os.cpu_count(),
+                         video_timeout=video_timeout)
+    files.remove_leftovers(records_dir)  # of workers that a video took down
 
     reports = [files.read_json(task.report) for task in tasks]
     skipped = sorted((skip for report in reports for skip in report['skipped']),

@@ -44,9 +44,12 @@ class Progress:
       unit: the plural of what is counted, e.g. 'videos'.
       done: units that an earlier run finished; they do not count for the rate.
       every: seconds between two plain lines.
+      show: False where another process shows the progress of all.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, done: int = 0, every: float = 10.0):
+    def __init__(self, what: str, total: int, unit: str, *, done: int = 0, every: float = 10.0,
+                 show: bool = True):
+        self._hidden = not show
         self._what, self._total, self._unit, self._every = what, total, unit, every
         self._first = self._done = done
         self._start = self._last = time.monotonic()
@@ -60,14 +63,14 @@ class Progress:
         """Shows that `done` units are finished, when the last line is old enough."""
         self._done = done
         now = time.monotonic()
-        if now - self._last < (0.2 if self._terminal else self._every):
+        if self._hidden or now - self._last < (0.2 if self._terminal else self._every):
             return
         self._last = now
         rate = self.rate()
         known = rate and self._total >= done
         left = f'ETA {duration((self._total - done) / rate)}' if known else 'ETA ?'
         redraw(f'{self._what}: {done}/{self._total or "?"} {self._unit} · '
-                   f'{rate:.1f} {self._unit}/s · {left}{extra and " · " + extra}')
+               f'{rate:.1f} {self._unit}/s · {left}{extra and " · " + extra}')
 
     def close(self, extra: str = '') -> None:
         """Shows the last line: how many units in how long."""

@@ -17,6 +17,7 @@ from c3d_tf.data import decoders
 from c3d_tf.data import inputs
 
 WORK = '.work'            # videos that are not finished
+LOCKS = 'locks'           # a file a video that a process is at
 REASONS = '.skipped'      # a file a video that was given up, for the other processes and the next run
 
 
@@ -43,14 +44,20 @@ class WorkList:
         self._writers = {}  # of the videos that are not finished
         self._ours = uuid.uuid4().hex
 
-    def work(self, forward, **decoding) -> None:
-        """Comes back when every video is there or given up, by this process or by another."""
-        pending = [number for number, one in enumerate(self._found) if not self._settled(one)]
-        if len(pending) < len(self._found):
+    def work(self, forward, *, show: bool = True, **decoding) -> None:
+        """Comes back when every video is there or given up, by this process or by another.
+
+        Args:
+          forward: uint8 [N, T, H, W, 3] → {layer: float32 [N, …]}.
+          show: progress.
+          decoding: the other arguments of `decoders.batches`.
+        """
+        pending = [number for number, one in enumerate(self._found) if not self.settled(one)]
+        if show and len(pending) < len(self._found):
             console.say(f'features: {len(self._found) - len(pending)} of {len(self._found)} are there '
                         'already')
         self._progress = console.Progress('features', len(self._found), 'videos',
-                                          done=self._settled_videos())
+                                          done=self._settled_videos(), show=show)
         self._clips, self._start = 0, time.monotonic()
         try:
             while pending:
@@ -66,6 +73,20 @@ class WorkList:
                 os.rmdir(os.path.join(self._output, WORK))
         self._progress.update(self._settled_videos())
         self._progress.close(self._rate())
+
+    def settled(self, one: inputs.Video) -> bool:
+        """Notes whether the video is there, or was given up and has not changed since."""
+        clips_there = self._store.find(one.name)
+        if clips_there is not None:
+            self.done[one.name] = clips_there
+            return True
+        path = self._reason_of(one)
+        reason = files.read_json(path)
+        if reason is None or (os.path.lexists(one.path)
+                              and os.lstat(one.path).st_ctime > os.path.getmtime(path)):
+            return False
+        self.skipped[one.name] = reason
+        return True
 
     def sweep(self) -> None:
         """Removes what dead processes left of videos that are complete."""
@@ -85,7 +106,7 @@ class WorkList:
                 one = self._found[number]
                 if not self._held.take(one.name):
                     others.append(number)
-                elif self._settled(one):  # by a process that has gone on since
+                elif self.settled(one):  # by a process that has gone on since
                     self._held.release(one.name)
                 else:
                     for left in glob.glob(glob.escape(self._work_of(one, '')) + '*'):
@@ -107,20 +128,6 @@ class WorkList:
                         others.append(number)
                 self._progress.update(self._settled_videos(), self._rate())
         return others
-
-    def _settled(self, one: inputs.Video) -> bool:
-        """Notes whether the video is there, or was given up and has not changed since."""
-        clips_there = self._store.find(one.name)
-        if clips_there is not None:
-            self.done[one.name] = clips_there
-            return True
-        path = self._reason_of(one)
-        reason = files.read_json(path)
-        if reason is None or (os.path.lexists(one.path)
-                              and os.lstat(one.path).st_ctime > os.path.getmtime(path)):
-            return False
-        self.skipped[one.name] = reason
-        return True
 
     def _open(self, number: int):
         one = self._found[number]
