@@ -37,7 +37,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE = (24, 32)
 # What an unbroken run may have otherwise: fields of JSON and curves that are times or rates.
 TIMES = {'seconds', 'clips_per_second', 'input_wait', 'date_saved'}
-UNFINISHED = ('.progress', '.work', 'locks', '.skipped')  # folders of what a run is at
+UNFINISHED = ('.progress', '.work', 'locks')  # folders of what a run is at
 IN_A_ROW = 5  # kills of one run before it may end
 
 VERBS = {
@@ -224,14 +224,15 @@ def _assert_same(out: pathlib.Path, whole: pathlib.Path) -> int:
 
 def _kill(verb: str, kills: int, given: dict, tmp_path: pathlib.Path, seed: int) -> None:
     """Kills runs of a verb `kills` times at random moments, lets them end, and compares."""
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    run = _Run(verb, given, whole)
+    whole, killed = tmp_path / 'whole', tmp_path / 'run'
+    run = _Run(verb, given, killed)
     first = None
     while run._process.poll() is None:  # nothing is on disk until Python has read its modules
-        if first is None and (whole / 'out').exists():
+        if first is None and (killed / 'out').exists():
             first = time.monotonic() - run.began
         time.sleep(0.01)
     seconds = run.end()
+    killed.rename(whole)  # flagfiles have the folder's name: both are made in one of the same name
     rng, done, in_a_row, ends, compared = random.Random(seed), 0, 0, 0, 0
     while done < kills or in_a_row:
         run = _Run(verb, given, killed)

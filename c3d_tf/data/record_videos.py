@@ -2,6 +2,7 @@
 """Videos inside records: where each lies, and its frames; only what is asked for is read."""
 
 import functools
+import os
 import struct
 from collections.abc import Iterator
 
@@ -52,12 +53,10 @@ def frames(spans: tuple[tuple[str, int, int], ...]) -> Iterator[video.Frame | No
     """
     last = -1
     for path, offset, length in spans:
-        with open(path, 'rb') as file:
-            file.seek(offset)
-            try:
-                example = tf.train.SequenceExample.FromString(file.read(length))
-            except Exception as error:  # protobuf has a kind of its own
-                raise video.VideoError(f'{path} is damaged at byte {offset} ({error})') from error
+        try:
+            example = tf.train.SequenceExample.FromString(_checked(path, offset))
+        except Exception as error:  # a wrong sum, the file's end, or protobuf's own kind
+            raise video.VideoError(f'{path} is damaged at byte {offset} ({errors.plain(error)})') from error
         lists = example.feature_lists.feature_list
         times = [feature.int64_list.value[0] for feature in lists[records.TIMESTAMP].feature]
         if times and 0 <= last < times[0]:
@@ -75,17 +74,29 @@ def frames(spans: tuple[tuple[str, int, int], ...]) -> Iterator[video.Frame | No
         raise video.VideoError('no frames')
 
 
+def _checked(path: str, offset: int) -> bytes:
+    """Returns the record whose data begin at the offset; TensorFlow checks its sum."""
+    found = tf.raw_ops.TFRecordDatasetV2(filenames=[path], compression_type='', buffer_size=0,
+                                         byte_offsets=[offset - _HEADER.size])
+    return next(iter(tf.data.experimental.from_variant(found, tf.TensorSpec((), tf.string)))).numpy()
+
+
 def _records(path: str, count: int) -> Iterator[tuple[int, int, tf.train.Features]]:
     """Yields (offset, length, context) of every record; the images are jumped over."""
+    size, offset = os.path.getsize(path), _HEADER.size
     with open(path, 'rb') as file:
         for _ in range(count):
-            header = file.read(_HEADER.size)
-            offset = file.tell()
-            if len(header) < _HEADER.size:
-                raise errors.RunError(f'{path} is shorter than its index says; run --mode=prepare again')
-            length = _HEADER.unpack(header)[0]
-            yield offset, length, _context(file, length)
-            file.seek(offset + length + _FOOTER)
+            file.seek(offset - _HEADER.size)
+            try:
+                length = _HEADER.unpack(file.read(_HEADER.size))[0]
+                if offset + length + _FOOTER > size:
+                    raise ValueError(f'a record of {length} bytes in a file of {size}')
+                context = _context(file, length)
+            except Exception as error:  # protobuf has a kind of its own
+                raise errors.RunError(f'{path} is damaged near byte {offset} ({error}); delete it and run '
+                                      '--mode=prepare again, which makes that file anew') from error
+            yield offset, length, context
+            offset += length + _FOOTER + _HEADER.size
 
 
 def _context(file, length: int) -> tf.train.Features:

@@ -86,6 +86,7 @@ def of_datasets(folds: Sequence[datasets.Dataset]) -> Samples:
         paths={name: example.path for name, (_, example) in rows.items()})
 
 
+@records.names_damage
 def of_records(directory: str) -> Samples:
     """Returns the videos of records; each is its own group, since records do not keep groups."""
     index = records.read_index(directory)
