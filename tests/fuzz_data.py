@@ -182,7 +182,10 @@ def _fuzz(targets, expected, count: int, seed: int, folder: pathlib.Path) -> dic
         number = rng.randrange(len(targets))
         files, read = targets[number]
         name = rng.choice(sorted(files))
-        put({**files, name: byte_mutants.damaged(rng, files[name], rng.choice(others))})
+        data = byte_mutants.damaged(rng, files[name], rng.choice(others))
+        if checked and rng.random() < 0.8:  # of the same length: others are refused before they are read
+            data = (data + files[name][len(data):])[:len(files[name])]
+        put({**files, name: data})
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         began = time.perf_counter()
         try:

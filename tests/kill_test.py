@@ -125,7 +125,7 @@ class _Run:
         return time.monotonic() - self.began
 
 
-def _files(out: pathlib.Path, *, finished: bool):
+def files_of(out: pathlib.Path, *, finished: bool):
     """Yields (name, path) of all files under their final names."""
     for path in sorted(out.rglob('*')):
         name = str(path.relative_to(out))
@@ -202,24 +202,24 @@ def _content(path: pathlib.Path):
 _OTHERWISE = ('events.out.', 'checkpoint', '.data-', 'fingerprint.pb', 'saved_model.pb')
 
 
-def _whole(out: pathlib.Path) -> dict:
+def contents(out: pathlib.Path) -> dict:
     """Returns the content of all files under their final names, each whole."""
-    return {name: _content(path) for name, path in _files(out, finished=False)
+    return {name: _content(path) for name, path in files_of(out, finished=False)
             if not any(other in path.name for other in _OTHERWISE)}
 
 
 def _assert_same(out: pathlib.Path, whole: pathlib.Path) -> int:
     """Returns how many bytes were compared."""
-    names = [{name for name, _ in _files(folder, finished=True) if 'events.out.' not in name}
+    names = [{name for name, _ in files_of(folder, finished=True) if 'events.out.' not in name}
              for folder in (out, whole)]
     assert names[0] == names[1]
-    ours, theirs = _whole(out), _whole(whole)
+    ours, theirs = contents(out), contents(whole)
     for name, content in theirs.items():
         assert ours[name] == content, name
     curves = [collections.ChainMap(*(_curve(path) for path in sorted(folder.rglob('events.out.*'), reverse=True)))
               for folder in (out, whole)]
     assert dict(curves[0]) == dict(curves[1])
-    return sum(path.stat().st_size for name, path in _files(whole, finished=True))
+    return sum(path.stat().st_size for name, path in files_of(whole, finished=True))
 
 
 def _kill(verb: str, kills: int, given: dict, tmp_path: pathlib.Path, seed: int) -> None:
@@ -240,7 +240,7 @@ def _kill(verb: str, kills: int, given: dict, tmp_path: pathlib.Path, seed: int)
         if run.kill_at(moment):
             done, in_a_row = done + 1, in_a_row + 1
             if (killed / 'out').exists():
-                _whole(killed / 'out')
+                contents(killed / 'out')
         else:
             compared += _assert_same(killed / 'out', whole / 'out')
             ends, in_a_row = ends + 1, 0

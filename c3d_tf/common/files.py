@@ -20,6 +20,10 @@ def replacing(path: str):
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk is noticed while writing, where no name is known
+            raise OSError(f'{path} cannot be written: {error}') from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
