@@ -32,6 +32,7 @@ SCORES = 'scores.npz'
 CONFUSION = 'confusion.png'
 
 
+@records.names_damage
 def evaluate(
     records_dir: str,
     weights: str,
@@ -91,6 +92,7 @@ def evaluate(
     if done is not None:
         return done
 
+    files.remove_leftovers(workdir)
     names, labels = pipeline.read_labels(part)
     if len(too_short):
         console.say(f'evaluate: {len(too_short)} of {part.num_videos} videos are shorter than a clip, which '

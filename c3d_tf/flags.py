@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flags, grouped by verb: what a flagfile may say. Only main reads their values."""
 
+import os
+
 from absl import flags
 
 from c3d_tf.common import files
@@ -314,4 +316,5 @@ class Flags:
             flag = self.values[name]
             if name not in ('mode', 'help', 'version', 'overwrite') and flag.value not in (None, '', []):
                 lines.append(flag.serialize())
+        files.remove_leftovers(os.path.dirname(path), os.path.basename(path))
         files.write_text(path, '\n'.join(lines) + '\n')

@@ -157,6 +157,7 @@ def make_pairs(
     return drawn
 
 
+@records.names_damage
 def labels_of_records(records_dir: str, split: str) -> dict[str, str]:
     """Returns media id → class of a split's videos with exactly one label."""
     from c3d_tf.data import pipeline  # TensorFlow, which nothing else here needs

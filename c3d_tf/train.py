@@ -6,7 +6,6 @@ position, so a run that was killed goes on from its last checkpoint to the same 
 """
 
 import dataclasses
-import glob
 import math
 import os
 import shutil
@@ -24,6 +23,7 @@ from c3d_tf.common import files
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
+from c3d_tf.training import checkpoints
 from c3d_tf.training import curve as curves
 from c3d_tf.training import monitor as monitors
 from c3d_tf.training import trainer as trainers
@@ -36,6 +36,7 @@ BEST = 'best.keras'
 CALIBRATION_BATCHES = 64
 
 
+@records.names_damage
 def fit(
     records_dir: str,
     workdir: str,
@@ -110,13 +111,9 @@ def fit(
                                 'with --val_fraction or --val_list')
     if recipe.min_scale < 1 and not recipe.random_crop:
         raise errors.UsageError(f'--min_scale={recipe.min_scale:g} needs --random_crop')
-    checkpoints = os.path.join(workdir, 'checkpoints')
     files.remove_leftovers(workdir)
-    for path in glob.glob(os.path.join(glob.escape(checkpoints), 'ckpt-*_temp')):
-        shutil.rmtree(path)  # a checkpoint that was being written when its run was killed
-    manager = tf.train.CheckpointManager(trainer.checkpoint, checkpoints, 2)
+    manager = checkpoints.restore(trainer.checkpoint, os.path.join(workdir, 'checkpoints'))
     if manager.latest_checkpoint:
-        trainer.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
         console.say(f'train: continues at step {int(trainer.step)} of {total}')
     elif recipe.init_from:
         _initialise(trainer.model, recipe, spec)

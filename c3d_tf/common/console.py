@@ -74,9 +74,11 @@ class Progress:
 
     def close(self, extra: str = '') -> None:
         """Shows the last line: how many units in how long."""
+        if self._hidden:
+            return
         took = duration(time.monotonic() - self._start)
         redraw(f'{self._what}: {self._done}/{self._total} {self._unit} in {took}'
-                   f'{extra and " · " + extra}')
+               f'{extra and " · " + extra}')
         if self._terminal:
             say()
 

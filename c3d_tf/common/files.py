@@ -20,18 +20,35 @@ def replacing(path: str):
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk is noticed while writing, where no name is known
+            raise OSError(f'{path} cannot be written: {error}') from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
 
 
-def remove_leftovers(directory: str) -> None:
-    """Deletes what a killed `replacing` left in the directory, and nothing else."""
-    for path in glob.glob(os.path.join(glob.escape(directory), '*.tmp-*')):
-        if re.search(r'\.tmp-\d+$', path) and os.path.isfile(path):
-            os.remove(path)
-        elif re.search(r'\.keras\.tmp-\d+\.d$', path):  # what artefact.save works in
-            shutil.rmtree(path)
+def remove_leftovers(directory: str, name: str = '') -> None:
+    """Deletes what a killed `replacing` left in the directory, of this name or any, and nothing else."""
+    for path in glob.glob(os.path.join(glob.escape(directory), f'{glob.escape(name) or "*"}.tmp-*')):
+        match = re.search(r'\.tmp-(\d+)(\.d)?$', path)  # .d: what artefact.save works in
+        if match and not _at_work(int(match[1])):
+            if match[2] and path.endswith(f'.keras{match[0]}'):
+                shutil.rmtree(path)
+            elif os.path.isfile(path):
+                os.remove(path)
+
+
+def _at_work(process: int) -> bool:
+    """Returns whether that is another process, and alive on this host."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return process != os.getpid()  # in a container, every run may have the same number
 
 
 def write_text(path: str, text: str) -> None:

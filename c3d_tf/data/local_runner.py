@@ -15,6 +15,7 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.data import datasets
+from c3d_tf.data import sources
 from c3d_tf.data import workers
 
 
@@ -39,10 +40,8 @@ class Task:
         if (report is None or not os.path.exists(self.path)
                 or os.path.getsize(self.path) != report['bytes']):
             return False
-        # A file that was skipped and has come or changed since is tried again.
         written = os.path.getmtime(self.report)
-        paths = [skip['path'] for skip in report['skipped']]
-        return not any(os.path.exists(path) and os.lstat(path).st_ctime > written for path in paths)
+        return not any(sources.changed(skip, written) for skip in report['skipped'])
 
 
 def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> None:

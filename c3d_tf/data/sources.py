@@ -16,6 +16,7 @@ from c3d_tf.common import errors
 from c3d_tf.data import video
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')
+GONE = 'no such file'
 FRAME_RATE = 25  # assumed of images: they carry no time
 
 _TFDS_PATH = re.compile(r'(?:(.*)/)?tfds:([^#]+)/([^/#]+)#(\d+)', re.DOTALL)
@@ -41,7 +42,7 @@ def frames(path: str, *, size: tuple[int, int] | None = None) -> Iterator[video.
     elif os.path.isdir(path):
         images = _folder_images(path)
     elif not os.path.lexists(path):
-        raise video.VideoError('no such file')
+        raise video.VideoError(GONE)
     else:
         yield from video.decode(path, size=size)
         return
@@ -60,6 +61,19 @@ def frames(path: str, *, size: tuple[int, int] | None = None) -> Iterator[video.
         reason = str(error)
     if not count:
         raise video.VideoError(reason)
+
+
+def changed(skip: dict, since: float) -> bool:
+    """Returns whether a video that was given up is worth another try: it has come, or changed since.
+
+    Args:
+      skip: its {'path', 'reason'}.
+      since: seconds, when it was given up.
+    """
+    path = skip['path']
+    if not os.path.lexists(path):
+        return False
+    return skip['reason'] == GONE or os.lstat(path).st_ctime > since  # a mount that is back has old files
 
 
 def decode_image(encoded: bytes) -> np.ndarray | None:

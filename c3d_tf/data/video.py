@@ -58,6 +58,8 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
             if not container.streams.video:
                 raise VideoError('no video stream in the file')
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError('no decoder for the codec of its video stream')
             stream.codec_context.thread_count = 1  # one process a core does better than threads
             # One for the whole file: `frame.to_ndarray` would make tables and threads for each frame.
             reformatter = av.video.reformatter.VideoReformatter()

@@ -15,6 +15,7 @@ from c3d_tf.common import files
 from c3d_tf.common import locks
 from c3d_tf.data import decoders
 from c3d_tf.data import inputs
+from c3d_tf.data import sources
 
 WORK = '.work'            # videos that are not finished
 LOCKS = 'locks'           # a file a video that a process is at
@@ -82,8 +83,7 @@ class WorkList:
             return True
         path = self._reason_of(one)
         reason = files.read_json(path)
-        if reason is None or (os.path.lexists(one.path)
-                              and os.lstat(one.path).st_ctime > os.path.getmtime(path)):
+        if reason is None or sources.changed(reason, os.path.getmtime(path)):
             return False
         self.skipped[one.name] = reason
         return True
