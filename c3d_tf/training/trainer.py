@@ -19,6 +19,7 @@ class Trainer:
       rate: learning rate by step.
       step: updates done; in the checkpoint.
       best_score, best_step: the best validation so far; in the checkpoint.
+      stops: how many workers wanted to stop at the last step; float32 [].
       checkpoint: all that a stopped run needs.
     """
 
@@ -70,6 +71,8 @@ class Trainer:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.best_score = tf.Variable(-1.0, trainable=False)
         self.best_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.stops = None
+        self._workers = strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
         self.checkpoint = tf.train.Checkpoint(
             model=self.model, optimizer=self._optimizer, step=self.step, best_score=self.best_score,
             best_step=self.best_step)
@@ -89,40 +92,70 @@ class Trainer:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         return optimizer
 
-    def train_step(self, step: int, clips: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+    def train_step(self, step: int, clips: tf.Tensor, labels: tf.Tensor, *, weight: float | None = None,
+                   stop: bool = False) -> list[tf.Tensor]:
         """Updates the weights by one batch, shared by all devices.
+
+        With several workers, an update that fails for one of them leaves the state as it was, and `step`.
 
         Args:
           step: the update's number, counted from 0.
           clips: float32 [B, T, S, S, 3].
           labels: int32 [B].
+          weight: of each clip in the mean loss; None: 1/B. With several workers these clips are one
+            worker's, and the mean is over those of all.
+          stop: this worker wants to stop; see `stops`.
 
         Returns:
-          [mean loss, hits, clips] of the batch.
+          [mean loss, hits, clips] of the batch of all workers.
+
+        Raises:
+          tf.errors.OpError: a worker was lost.
         """
         self._inner_optimizer().learning_rate.assign(self.rate(step))
-        sums = self._distributed_step(tf.constant(step, tf.int64), clips, labels)
-        self.step.assign(step + 1)
+        # What changes before the workers' gradients are there.
+        early = [*self._moving(), self._optimizer.iterations, self._inner_optimizer().iterations]
+        before = [tf.identity(variable.value) for variable in early] if self._workers > 1 else []
+        try:
+            *sums, self.stops = self._distributed_step(
+                tf.constant(step, tf.int64), clips, labels,
+                tf.constant(1 / len(labels) if weight is None else weight, tf.float32),
+                tf.constant(stop, tf.float32))
+        except tf.errors.OpError:
+            if int(self.step) == step:
+                for variable, value in zip(early, before):
+                    variable.assign(value)
+            raise
         return sums
 
     def _inner_optimizer(self) -> keras.optimizers.Optimizer:
         return getattr(self._optimizer, 'inner_optimizer', self._optimizer)
 
     @tf.function(reduce_retracing=True)
-    def _distributed_step(self, step, clips, labels):
-        sums = self._strategy.run(self._replica_step, args=(step, clips, labels))
-        return [self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in sums]
+    def _distributed_step(self, step, clips, labels, weight, stop):
+        sums, gradients = self._strategy.run(self._replica_step, args=(step, clips, labels, weight, stop))
+        sums = self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+        self._strategy.run(self._update, args=(sums, gradients))
+        with tf.control_dependencies([v.value for v in (*self.model.weights, *self._optimizer.variables)]):
+            self.step.assign(step + 1)
+        return tf.unstack(sums)
 
-    def _replica_step(self, step, clips, labels):
-        clips, labels, weights = self._own_rows(clips, labels)
+    def _update(self, sums, gradients):
+        # Adding up the gradients, one exchange for all of them, is the last thing in which a worker can be
+        # missed: what follows is done by each for itself, so that a state is of one step or of the next.
+        with tf.control_dependencies([sums]):
+            gradients = [tf.identity(gradient) for gradient in gradients]
+        self._optimizer.apply(self._ready(gradients), self.model.trainable_variables)
+
+    def _replica_step(self, step, clips, labels, weight, stop):
+        clips, labels, weights = self._own_rows(clips, labels, weight)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
         parts = self._recipe.accumulate
         if parts == 1:
             sums, gradients = self._gradients(step, replica, clips, labels, weights)
         else:
             sums, gradients = self._accumulated(step, replica, parts, clips, labels, weights)
-        self._optimizer.apply(self._ready(gradients), self.model.trainable_variables)
-        return sums
+        return tf.stack([*sums, stop]), gradients
 
     def _accumulated(self, step, replica, parts, clips, labels, weights):
         """Adds up the gradients of `parts` parts of the batch, one after another: less memory."""
@@ -181,19 +214,18 @@ class Trainer:
                 weight_decay=recipe.weight_decay * scale / replicas, bias_rate=recipe.bias_rate)
         return gradients
 
-    def _own_rows(self, clips, labels):
-        """Returns this device's share of the batch, and each clip's weight in the mean loss.
+    def _own_rows(self, clips, labels, weight):
+        """Returns this device's share of its worker's clips, and each clip's weight in the mean loss.
 
         tf.distribute's own split leaves devices without clips at the end of an epoch, which Conv3D does
         not survive. Here shares differ by one clip at most; where there are fewer clips than devices,
         some get a clip of weight 0.
         """
         size = tf.shape(labels)[0]
-        weight = 1 / tf.cast(size, tf.float32)
-        devices = self._strategy.num_replicas_in_sync
+        devices = len(self._strategy.extended.worker_devices)  # of this worker
         if devices == 1:
             return clips, labels, tf.fill([size], weight)
-        number = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
+        number = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32) % devices
         first, last = number * size // devices, (number + 1) * size // devices
         with tf.device('CPU:0'):  # so that only the share travels to the device
             rows = slice(tf.minimum(first, size - 1), tf.maximum(last, tf.minimum(first, size - 1) + 1))
@@ -205,7 +237,7 @@ class Trainer:
     def final_weights(self):
         """Within the block the model has the weights that a run leaves: the moving averages, where the
         recipe keeps them, and statistics of batch normalisation that fit them."""
-        moving = [variable for norm in self._norms for variable in (norm.moving_mean, norm.moving_variance)]
+        moving = self._moving()
         before = [tf.identity(variable.value) for variable in moving]
         self._exchange()
         if self._calibration is not None and self._norms and (self._recipe.mixup or self._recipe.ema):
@@ -216,6 +248,9 @@ class Trainer:
             self._exchange()
             for variable, value in zip(moving, before, strict=True):
                 variable.assign(value)
+
+    def _moving(self):
+        return [variable for norm in self._norms for variable in (norm.moving_mean, norm.moving_variance)]
 
     def _calibrate(self) -> None:
         """Sets the statistics of batch normalisation to those of unmixed clips under the weights of now.
@@ -255,14 +290,30 @@ class Trainer:
             average.assign(value)
 
     def validate(self, batches) -> float:
-        """Returns the share of (clips, labels) batches' clips that the final weights get right."""
+        """Returns the share of (clips, labels) batches' clips that the final weights get right; with several
+        workers these batches are one worker's, and the share is of those of all."""
         hits = seen = 0
         with self.final_weights():
             for clips, labels in batches:
                 predicted = self._predict(clips).numpy()
                 hits += int((predicted == np.asarray(labels)).sum())
                 seen += len(predicted)
+        hits, seen = self._over_workers(tf.constant([hits, seen], tf.int64)).numpy()
         return hits / seen
+
+    def follow(self, is_chief: bool) -> None:
+        """Gives all workers the chief's state."""
+        variables = [*self.model.weights, *self._optimizer.variables]
+        for variable in (*[v.value for v in variables], self.step, self.best_score, self.best_step):
+            value = tf.identity(variable)
+            variable.assign(self._over_workers(value if is_chief else tf.zeros_like(value)))
+
+    def wait(self) -> None:
+        """Returns when all workers are here."""
+        self._over_workers(tf.constant(0.0))
+
+    def _over_workers(self, value):
+        return self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) if self._workers > 1 else value
 
     @tf.function
     def finite(self) -> tf.Tensor:
