@@ -45,9 +45,10 @@ def _train(f) -> str:
     _start_tensorflow()
     from c3d_tf import train
 
-    train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
-              log_every=f.log_every, watch=f.watch, overwrite=f.overwrite)
-    return f.workdir
+    result = train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
+                       log_every=f.log_every, watch=f.watch, worker_timeout=f.worker_timeout,
+                       overwrite=f.overwrite)
+    return f.workdir if result else None
 
 
 def _study(f) -> str:

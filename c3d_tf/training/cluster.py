@@ -77,6 +77,24 @@ def read() -> Cluster:
     return Cluster(tuple(addresses), index)
 
 
+def strategy(name: str, timeout: float) -> tuple[tf.distribute.Strategy, Cluster]:
+    """Returns the strategy of that name, see `Recipe`, and the workers; see `join`."""
+    if name == 'multi_worker':
+        cluster = read()
+        return join(cluster, timeout), cluster
+    if name == 'mirrored':
+        # Logical devices where there are several: so the same code is tested without GPUs.
+        devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
+        return tf.distribute.MirroredStrategy([device.name for device in devices]), Cluster()
+    return tf.distribute.get_strategy(), Cluster()
+
+
+def is_loss(error: tf.errors.OpError, cluster: Cluster) -> bool:
+    """Returns whether an error says that another worker did not take part."""
+    return cluster.count > 1 and 'Collective' in error.message and not isinstance(
+        error, tf.errors.InvalidArgumentError)
+
+
 def join(cluster: Cluster, timeout: float) -> tf.distribute.Strategy:
     """Waits for all workers; returns the strategy that adds up their gradients.
 

@@ -11,22 +11,19 @@ WINDOW = 50  # losses that one is compared with
 FEWEST = 10  # before that, only what is no number is bad
 
 
-class Guard:
+class Guard(tf.Module):
     """Tells bad losses from good ones, and remembers where they were; both are in the checkpoint.
 
     After a bad one the weights are those of a checkpoint, and the data goes on behind the bad batch: so
     the batches between the two are used once for weights that are gone, and the bad one never again.
-
-    Attributes:
-      checkpoint: the last losses and the skipped steps.
     """
 
     def __init__(self, max_ratio: float, max_skips: int):
         """See `Recipe`."""
+        super().__init__()
         self._max_ratio = max_ratio
         self._losses = tf.Variable(np.full(WINDOW, np.nan, np.float32), trainable=False)
         self._skipped = tf.Variable(np.full(max_skips, -1, np.int64), trainable=False)
-        self.checkpoint = tf.train.Checkpoint(losses=self._losses, skipped=self._skipped)
 
     @property
     def skipped(self) -> list[int]:

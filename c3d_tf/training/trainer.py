@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from c3d_tf.training import guard as guards
 from c3d_tf.training import schedules
 
 
@@ -19,13 +20,14 @@ class Trainer:
       rate: learning rate by step.
       step: updates done; in the checkpoint.
       best_score, best_step: the best validation so far; in the checkpoint.
+      guard: what watches the loss, or None; in the checkpoint.
       stops: how many workers wanted to stop at the last step; float32 [].
       checkpoint: all that a stopped run needs.
     """
 
     def __init__(self, recipe, make_model: Callable[[], keras.Model], total: int,
                  strategy: tf.distribute.Strategy, class_weights: np.ndarray | None = None,
-                 calibration: tf.data.Dataset | None = None):
+                 calibration: tf.data.Dataset | None = None, workers: int = 1):
         """Builds both under the strategy.
 
         Args:
@@ -36,6 +38,7 @@ class Trainer:
           class_weights: float [K], factors on the loss of each class; None for all 1.
           calibration: batches of (clips, …) for the statistics of batch normalisation that the final
             weights get where MixUp or averages of the weights make others of them; None leaves them.
+          workers: processes, of which each calls this, that the strategy's devices belong to.
 
         Raises:
           ValueError: the recipe names a schedule or a layer that there is not, or asks for parts of a
@@ -72,10 +75,13 @@ class Trainer:
         self.best_score = tf.Variable(-1.0, trainable=False)
         self.best_step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.stops = None
-        self._workers = strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+        self._workers = workers
         self.checkpoint = tf.train.Checkpoint(
             model=self.model, optimizer=self._optimizer, step=self.step, best_score=self.best_score,
             best_step=self.best_step)
+        self.guard = None
+        if recipe.max_loss_ratio:
+            self.guard = self.checkpoint.guard = guards.Guard(recipe.max_loss_ratio, recipe.max_skips)
 
     def _make_optimizer(self) -> keras.optimizers.Optimizer:
         recipe = self._recipe
@@ -222,7 +228,7 @@ class Trainer:
         some get a clip of weight 0.
         """
         size = tf.shape(labels)[0]
-        devices = len(self._strategy.extended.worker_devices)  # of this worker
+        devices = self._strategy.num_replicas_in_sync // self._workers  # of this worker
         if devices == 1:
             return clips, labels, tf.fill([size], weight)
         number = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32) % devices
@@ -303,8 +309,9 @@ class Trainer:
 
     def follow(self, is_chief: bool) -> None:
         """Gives all workers the chief's state."""
-        variables = [*self.model.weights, *self._optimizer.variables]
-        for variable in (*[v.value for v in variables], self.step, self.best_score, self.best_step):
+        state = [v.value for v in (*self.model.weights, *self._optimizer.variables)]
+        guard = self.guard.variables if self.guard else []
+        for variable in (*state, self.step, self.best_score, self.best_step, *guard):
             value = tf.identity(variable)
             variable.assign(self._over_workers(value if is_chief else tf.zeros_like(value)))
 
