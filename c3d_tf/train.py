@@ -24,10 +24,11 @@ from c3d_tf.common import files
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
-from c3d_tf.training import checkpoints as checkpointing
 from c3d_tf.training import cluster as clusters
 from c3d_tf.training import curve as curves
+from c3d_tf.training import state as states
 from c3d_tf.training import trainer as trainers
+from c3d_tf.training import transfer
 from c3d_tf.training.recipe import Recipe
 from c3d_tf.weights import artefact
 
@@ -102,6 +103,10 @@ def fit(
                                   **recipe.choices()).take(CALIBRATION_BATCHES), cluster.count)
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
+    except tf.errors.OpError as error:  # the workers have the same weights from the start
+        if (lost := cluster.lost(error)) is None:
+            raise
+        raise cluster.interrupted(lost, 'before the first step') from error
     validation, watched = (_middle_clips(index, name, spec, recipe, worker) for name in ('val', watch))
     if watch and watched is None:
         raise errors.UsageError(f'--watch={watch}: {records_dir} has no video in that split')
@@ -113,17 +118,16 @@ def fit(
     elsewhere = tempfile.TemporaryDirectory()  # the curves of the other workers
     folder = workdir if cluster.is_chief else elsewhere.name
     files.remove_leftovers(folder)
-    # One that the loss went bad after is no place to go back to.
-    checkpoints = checkpointing.Checkpoints(os.path.join(workdir, 'checkpoints'), trainer, cluster,
-                                            keep=4 if trainer.guard else 2)
-    latest = checkpoints.latest()
+    state = states.State(os.path.join(workdir, 'checkpoints'), trainer, cluster)
+    latest = state.latest()
     if recipe.init_from and not latest:
-        _initialise(trainer.model, recipe, spec)
-    checkpoints.restore(latest)
+        transfer.initialise(trainer.model, recipe, spec)
+    with state.saved_when_lost():
+        state.restore(latest)
     if int(trainer.step):
         console.say(f'train: continues at step {int(trainer.step)} of {total}')
     elif trainer.guard:
-        checkpoints.save(0)
+        state.save(0)
     files.write_json(os.path.join(folder, RESULT), {'status': 'running', 'settings': settings})
     _announce(recipe, trainer, clips, len(index.class_names), total, strategy, cluster)
 
@@ -143,7 +147,7 @@ def fit(
     started = time.time()
     step = int(trainer.step)
     curve = curves.Curve(folder, step, total, trainer.rate, log_every)
-    with _StopSignal() as stop, checkpoints.kept_when_lost():
+    with _StopSignal() as stop, state.saved_when_lost():
         while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):
             epoch, used = divmod(step, steps_per_epoch)
             batches = pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=epoch,
@@ -153,7 +157,7 @@ def fit(
                 sums = trainer.train_step(step, *batch[:2], weight=pipeline.share(size, worker), stop=stop.came)
                 step += 1
                 try:
-                    if not (trainer.guard and _skipped(trainer, step - 1, float(sums[0]), checkpoints,
+                    if not (trainer.guard and _skipped(trainer, state, step - 1, float(sums[0]),
                                                        checkpoint_every, batch[2])):
                         curve.add(step, *sums, batch[2])
                     ends = step % steps_per_epoch == 0 or step == total
@@ -172,9 +176,9 @@ def fit(
                     stopping = stop.came if cluster.count == 1 else float(trainer.stops) > 0
                     if step % checkpoint_every == 0 or step == total or stopping:
                         check(batch[2])
-                        checkpoints.save(step)
+                        state.save(step)
                 except curves.BadLoss as bad:
-                    raise _bad_loss(bad, split, checkpoints.latest()) from None
+                    raise _bad_loss(bad, split, state.latest()) from None
                 if stopping:
                     raise errors.Interrupted(f'stopped at step {step} of {total} and saved; '
                                              'the same command goes on from there')
@@ -196,7 +200,7 @@ def fit(
     if trainer.guard:
         result['skipped_steps'] = trainer.guard.skipped
     files.write_json(os.path.join(folder, RESULT), result)
-    with checkpoints.kept_when_lost():
+    with state.saved_when_lost():
         trainer.wait()  # so that all workers are done when the model is there
     if not cluster.is_chief:
         return {}
@@ -204,12 +208,12 @@ def fit(
     return result
 
 
-def _skipped(trainer, step, loss, checkpoints, every, batch) -> bool:
+def _skipped(trainer, state, step, loss, every, batch) -> bool:
     """Returns whether the loss of an update was bad; then the state is that of a checkpoint, behind it."""
     wrong = trainer.guard.bad(step, loss)
     if not wrong:
         return False
-    number = trainer.guard.skip(step, checkpoints.kept(), every, checkpoints.restore)
+    number = trainer.guard.skip(step, state.kept(), every, state.restore)
     if number is None:
         raise curves.BadLoss(f'{wrong}, and there is no checkpoint to go back to, or --max_skips is reached; '
                              'the batch', batch.numpy())
@@ -315,37 +319,6 @@ def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     raise errors.changed_settings(
         f'the run in {workdir}', before, settings,
         'Give another --workdir, or --overwrite to start anew.')
-
-
-def _initialise(model: keras.Model, recipe: Recipe, spec: preprocess.Preprocessing) -> None:
-    """Copies the weights of `recipe.init_from` by layer name; says what starts at random, and where the
-    run's preprocessing is another one than theirs."""
-    net = artefact.load(recipe.init_from, flag='--init_from')
-    source = {layer.name: layer for layer in net.model.layers}
-    try:
-        reinit = {layer.name for name in recipe.reinit for layer in trainers.layers_of(model, name)}
-    except ValueError as error:
-        raise errors.UsageError(f'--reinit: {error}') from error
-    fresh = []
-    for layer in model.layers:
-        if not layer.weights:
-            continue
-        if layer.name in reinit:
-            fresh.append(layer.name)
-            continue
-        theirs = source.get(layer.name)
-        shapes = [tuple(w.shape) for w in layer.weights]
-        have = [tuple(w.shape) for w in theirs.weights] if theirs else 'no such layer'
-        if shapes != have:
-            raise errors.UsageError(f'--init_from={recipe.init_from}: {layer.name} should be '
-                                    f'{shapes}, there is {have}; name it in --reinit to start it at '
-                                    'random')
-        layer.set_weights(theirs.get_weights())
-    console.say(f'train: weights of {recipe.init_from}; at random: {", ".join(fresh) or "none"}')
-    own = net.preprocessing
-    if own.to_json() != spec.to_json() or not np.array_equal(own.mean, spec.mean):
-        console.say(f'  they were trained on {own}')
-        console.say(f'  this run takes       {spec}')
 
 
 class _StopSignal:

@@ -51,9 +51,17 @@ class Cluster:
         """Returns which of the others take no connection."""
         return [i for i in range(self.count) if i != self.index and not _answers(self.addresses[i])]
 
-    def lost(self, error: tf.errors.OpError) -> list[int]:
-        """Returns whom an update failed for: who takes no connection any more, else whom TensorFlow names."""
+    def lost(self, error: tf.errors.OpError) -> list[int] | None:
+        """Returns whose loss an error is: who takes no connection any more, else whom TensorFlow names; None
+        where it is another error."""
+        own = isinstance(error, tf.errors.InvalidArgumentError)  # the workers do not do the same
+        if self.count == 1 or own or 'Collective' not in error.message:
+            return None
         return self.absent() or [int(number) for number in re.findall(r'/task:(\d+)', error.message)[:1]]
+
+    def interrupted(self, lost: list[int], what: str) -> errors.Interrupted:
+        return errors.Interrupted(f'{self.names(lost) or "a worker"} was lost: {what}; the same command, given to '
+                                  'all workers, goes on')
 
 
 def read() -> Cluster:
@@ -87,12 +95,6 @@ def strategy(name: str, timeout: float) -> tuple[tf.distribute.Strategy, Cluster
         devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
         return tf.distribute.MirroredStrategy([device.name for device in devices]), Cluster()
     return tf.distribute.get_strategy(), Cluster()
-
-
-def is_loss(error: tf.errors.OpError, cluster: Cluster) -> bool:
-    """Returns whether an error says that another worker did not take part."""
-    return cluster.count > 1 and 'Collective' in error.message and not isinstance(
-        error, tf.errors.InvalidArgumentError)
 
 
 def join(cluster: Cluster, timeout: float) -> tf.distribute.Strategy:

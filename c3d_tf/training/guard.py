@@ -43,12 +43,12 @@ class Guard(tf.Module):
         self._losses.assign(losses)
         return ''
 
-    def skip(self, step: int, checkpoints: dict[int, str], every: int, restore) -> int | None:
+    def skip(self, step: int, kept: dict[int, str], every: int, restore) -> int | None:
         """Goes back behind a bad update.
 
         Args:
           step: of it.
-          checkpoints: path of each by its number of updates.
+          kept: the path of each checkpoint by its number of updates.
           every: updates between two checkpoints. Others, of where the run was stopped, are second choice:
             so a run that was stopped takes the same as one that was not.
           restore: puts back the state that is in a path.
@@ -58,12 +58,12 @@ class Guard(tf.Module):
         """
         skipped = self.skipped
         # One with which the very next loss was bad may be what is wrong.
-        good = [number for number in checkpoints if number not in (*skipped, step)]
+        good = [number for number in kept if number not in (*skipped, step)]
         if not good or len(skipped) == self._skipped.shape[0]:
             return None
         number = max(good, key=lambda number: (number % every == 0, number))
         losses = self._losses.numpy()
-        restore(checkpoints[number])
+        restore(kept[number])
         self._losses.assign(losses)
         self._skipped.assign([*skipped, step] + [-1] * (self._skipped.shape[0] - len(skipped) - 1))
         return number

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from c3d_tf.training import guard as guards
 from c3d_tf.training import schedules
+from c3d_tf.training import updates
 
 
 class Trainer:
@@ -59,7 +60,7 @@ class Trainer:
                 raise ValueError('--accumulate on several devices: expected a network without batch '
                                  'normalisation; take a smaller --batch_size instead')
             for name in recipe.freeze:
-                for layer in layers_of(self.model, name):
+                for layer in updates.layers_of(self.model, name):
                     layer.trainable = False
             self._optimizer = self._make_optimizer()
             self._optimizer.build(self.model.trainable_variables)
@@ -79,6 +80,11 @@ class Trainer:
         self.checkpoint = tf.train.Checkpoint(
             model=self.model, optimizer=self._optimizer, step=self.step, best_score=self.best_score,
             best_step=self.best_step)
+        # One graph for batches of all sizes: workers that made another one at another time than the others
+        # would miss each other in it.
+        self._step = tf.function(self._distributed_step, [
+            tf.TensorSpec([], tf.int64), tf.TensorSpec([None, *self.model.input_shape[1:]]),
+            tf.TensorSpec([None], tf.int32), tf.TensorSpec([]), tf.TensorSpec([])])
         self.guard = None
         if recipe.max_loss_ratio:
             self.guard = self.checkpoint.guard = guards.Guard(recipe.max_loss_ratio, recipe.max_skips)
@@ -92,7 +98,7 @@ class Trainer:
         else:
             optimizer = keras.optimizers.AdamW(self.rate(0), weight_decay=recipe.weight_decay, **average)
             optimizer.exclude_from_weight_decay(
-                [v for v in self.model.trainable_variables if not _is_kernel(v)])
+                [v for v in self.model.trainable_variables if not updates.is_kernel(v)])
         if recipe.precision == 'float16':
             # Small float16 gradients would vanish: the loss is scaled up until they overflow.
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -123,7 +129,7 @@ class Trainer:
         early = [*self._moving(), self._optimizer.iterations, self._inner_optimizer().iterations]
         before = [tf.identity(variable.value) for variable in early] if self._workers > 1 else []
         try:
-            *sums, self.stops = self._distributed_step(
+            *sums, self.stops = self._step(
                 tf.constant(step, tf.int64), clips, labels,
                 tf.constant(1 / len(labels) if weight is None else weight, tf.float32),
                 tf.constant(stop, tf.float32))
@@ -137,7 +143,6 @@ class Trainer:
     def _inner_optimizer(self) -> keras.optimizers.Optimizer:
         return getattr(self._optimizer, 'inner_optimizer', self._optimizer)
 
-    @tf.function(reduce_retracing=True)
     def _distributed_step(self, step, clips, labels, weight, stop):
         sums, gradients = self._strategy.run(self._replica_step, args=(step, clips, labels, weight, stop))
         sums = self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
@@ -193,7 +198,7 @@ class Trainer:
             weights *= tf.gather(self._class_weights, labels)
         if self._recipe.mixup:
             seed = tf.stack([step, replica + (self._recipe.seed << 24)])
-            clips, targets = _mix(clips, targets, self._recipe.mixup, seed)
+            clips, targets = updates.mix(clips, targets, self._recipe.mixup, seed)
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
             logits = self.model(clips, training=True)
@@ -215,7 +220,7 @@ class Trainer:
             gradients, _ = tf.clip_by_global_norm(gradients, recipe.clip_norm * scale)
             gradients = [gradient / replicas for gradient in gradients]
         if recipe.optimizer == 'sgd':
-            gradients = caffe_gradients(
+            gradients = updates.caffe_gradients(
                 gradients, self.model.trainable_variables,
                 weight_decay=recipe.weight_decay * scale / replicas, bias_rate=recipe.bias_rate)
         return gradients
@@ -330,53 +335,3 @@ class Trainer:
     @tf.function(reduce_retracing=True)
     def _predict(self, clips):
         return tf.argmax(self.model(clips, training=False), axis=1, output_type=tf.int32)
-
-
-def layers_of(model: keras.Model, name: str) -> list[keras.layers.Layer]:
-    """Returns the layers with weights that make the paper's layer `name`: itself, or with batch
-    normalisation `name_conv` and `name_bn`.
-
-    Raises:
-      ValueError: there are none.
-    """
-    have = [layer for layer in model.layers if layer.weights]
-    found = [layer for layer in have if layer.name == name or layer.name.startswith(f'{name}_')]
-    if not found:
-        raise ValueError(f'no such layer as {name!r} has weights in {model.name}; it has '
-                         f'{", ".join(layer.name for layer in have)}')
-    return found
-
-
-def caffe_gradients(gradients, variables, *, weight_decay, bias_rate: float):
-    """Returns gradients with which SGD with momentum does what Caffe's solver does.
-
-    Caffe: h ← m·h + rate·rate_mult·(g + decay·decay_mult·w); w ← w − h, with (rate_mult, decay_mult)
-    (1, 1) for kernels and (2, 0) for biases. Keras' SGD keeps the rate inside the momentum as well.
-
-    Args:
-      gradients: of the loss, one for each variable.
-      variables: the weights.
-      weight_decay: decay, for kernels only.
-      bias_rate: rate_mult of biases.
-    """
-    out = []
-    for gradient, variable in zip(gradients, variables, strict=True):
-        if _is_kernel(variable):
-            gradient = gradient + variable * weight_decay
-        elif variable.path.endswith('/bias'):
-            gradient = gradient * bias_rate
-        out.append(gradient)
-    return out
-
-
-def _is_kernel(variable: keras.Variable) -> bool:
-    return variable.path.endswith('/kernel')
-
-
-def _mix(clips, targets, alpha: float, seed):
-    """MixUp (Zhang et al., 2018): every clip with its mirror place in the batch, one share for all."""
-    draws = [tf.random.stateless_gamma([], [seed[0], seed[1] + place], alpha)
-             for place in (1 << 20, 1 << 21)]
-    share = draws[0] / (draws[0] + draws[1])  # Beta(alpha, alpha)
-    return (share * clips + (1 - share) * clips[::-1],
-            share * targets + (1 - share) * targets[::-1])
