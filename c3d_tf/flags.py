@@ -186,8 +186,15 @@ class Flags:
         add('train', string, 'init_from', '', 'artefact whose weights are the start')
         add('train import_weights', listed, 'reinit', [], 'layers that start at random all the same')
         add('train', listed, 'freeze', [], 'layers that do not learn')
-        add('train', enum, 'strategy', 'default', 'default (one device) or mirrored (all of them)',
-            enum_values=['default', 'mirrored'])
+        add('train', real, 'max_loss_ratio', 0.0, 'go back to a checkpoint and past the batch where the loss '
+            'is over this many times the median of the last 50, or no number; 0: end there if it is no number',
+            lower_bound=0.0)
+        add('train', integer, 'max_skips', 3, 'how often, at most', lower_bound=1)
+        add('train', enum, 'strategy', 'default', 'default (one device), mirrored (all of this machine) or '
+            'multi_worker (all machines that TF_CONFIG names; see docs/cluster.md)',
+            enum_values=['default', 'mirrored', 'multi_worker'])
+        add('train', real, 'worker_timeout', 600.0, 'for multi_worker: seconds that a worker waits for the '
+            'others at the start', lower_bound=1.0)
         add('train', integer, 'checkpoint_every', 1000, 'steps between two checkpoints', lower_bound=1)
         add('train', integer, 'log_every', 50, "steps between two points of the curves", lower_bound=1)
         add('train', integer, 'histograms', 0, 'steps between two histograms of all weights in TensorBoard; 0: '

@@ -46,10 +46,10 @@ def _train(f) -> str:
     _start_tensorflow()
     from c3d_tf import train
 
-    train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
-              log_every=f.log_every, watch=f.watch, histograms=f.histograms, profile=f.profile,
-              overwrite=f.overwrite)
-    return f.workdir
+    result = train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
+                       log_every=f.log_every, watch=f.watch, histograms=f.histograms, profile=f.profile,
+                       worker_timeout=f.worker_timeout, overwrite=f.overwrite)
+    return f.workdir if result else None
 
 
 def _study(f) -> str:
@@ -272,6 +272,10 @@ def _run(argv: list[str]) -> int:
     if f.help or not f.mode:
         console.say(usage.help_text(known, f.mode))
         return errors.EXIT_OK if f.help else errors.EXIT_USAGE
+    if f.strategy == 'multi_worker' and {'train', 'study'} & {*f.mode} and f.mode != ['train']:
+        raise errors.UsageError(f'--strategy=multi_worker with --mode={",".join(f.mode)}: expected '
+                                '--mode=train, since every worker does all that it is told; run the other '
+                                'verbs before and after it, on one machine')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     for verb in f.mode:
         where = MODES[verb](f)

@@ -86,13 +86,13 @@ DAMAGE = {
 def test_the_newest_checkpoint_that_can_be_read(what, tmp_path, capsys):
     value = tf.Variable(tf.zeros(1000))
     checkpoint = tf.train.Checkpoint(value=value)
-    manager = checkpoints.restore(checkpoint, str(tmp_path))
+    manager = checkpoints.restore(checkpoint, str(tmp_path), 2)
     assert manager.latest_checkpoint is None
     for step in (1, 2, 3):
         value.assign(tf.fill([1000], float(step)))
         manager.save(checkpoint_number=step)
     DAMAGE[what](tmp_path)
-    manager = checkpoints.restore(checkpoint, str(tmp_path))
+    manager = checkpoints.restore(checkpoint, str(tmp_path), 2)
     step = 3 if 'list' in what else 2
     assert value.numpy().tolist() == [step] * 1000
     said = capsys.readouterr().out
@@ -105,12 +105,12 @@ def test_the_newest_checkpoint_that_can_be_read(what, tmp_path, capsys):
 
 def test_nobody_starts_anew_unasked(tmp_path):
     checkpoint = tf.train.Checkpoint(value=tf.Variable(1.0))
-    manager = checkpoints.restore(checkpoint, str(tmp_path))
+    manager = checkpoints.restore(checkpoint, str(tmp_path), 2)
     for step in (1, 2):
         manager.save(checkpoint_number=step)
         os.truncate(tmp_path / f'ckpt-{step}.index', 10)
     with pytest.raises(errors.RunError, match=f'none of the 2 checkpoints in {tmp_path} can be read; delete'):
-        checkpoints.restore(checkpoint, str(tmp_path))
+        checkpoints.restore(checkpoint, str(tmp_path), 2)
 
 
 def test_a_damaged_checkpoint_costs_its_own_steps(small, tmp_path, monkeypatch, capsys):

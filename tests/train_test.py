@@ -18,7 +18,7 @@ from c3d_tf.data import moving_shapes
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
-from c3d_tf.training import trainer as trainers
+from c3d_tf.training import updates
 from c3d_tf.weights import artefact
 from tests import conftest
 
@@ -54,7 +54,7 @@ def test_sgd_is_caffes():
                 gradients[i] + 0.005 * decay_mult * weights[i])
             weights[i] = weights[i] - history[i]
         optimizer.learning_rate.assign(rate)
-        optimizer.apply(trainers.caffe_gradients(gradients, variables, weight_decay=0.005, bias_rate=2.0),
+        optimizer.apply(updates.caffe_gradients(gradients, variables, weight_decay=0.005, bias_rate=2.0),
                         variables)
         for variable, expected in zip(variables, weights):
             np.testing.assert_allclose(variable.numpy(), expected, rtol=2e-6)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from c3d_tf.training import recipe as recipes
 from c3d_tf.training import trainer as trainers
+from c3d_tf.training import updates
 
 GOLDEN = pathlib.Path(__file__).parent / 'testdata/tiny_solver.npz'
 
@@ -226,12 +227,12 @@ def test_float16_scales_the_loss_and_computes_the_same():
 
 def test_mixup_mixes_clips_and_targets_alike():
     clips, targets = tf.constant([[1.0], [3.0]]), tf.constant([[1.0, 0.0], [0.0, 1.0]])
-    mixed, soft = trainers._mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
+    mixed, soft = updates.mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
     share = float(soft[0, 0])
     assert 0 < share < 1 and float(mixed[0, 0]) == pytest.approx(share + 3 * (1 - share))
     assert float(tf.reduce_sum(soft)) == pytest.approx(2)
-    again, _ = trainers._mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
-    other, _ = trainers._mix(clips, targets, 0.4, tf.constant([6, 0], tf.int64))
+    again, _ = updates.mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
+    other, _ = updates.mix(clips, targets, 0.4, tf.constant([6, 0], tf.int64))
     assert np.array_equal(mixed, again) and not np.array_equal(mixed, other)
 
 
@@ -242,7 +243,7 @@ def test_the_rate_is_scaled_to_the_batch_when_asked():
 
 def test_layers_of_the_paper_are_found_with_batch_norm_as_well():
     model = recipes.Recipe(model='c3d', width=0.02, crop_size=16, batch_norm=True).network(2)
-    assert [layer.name for layer in trainers.layers_of(model, 'conv1a')] == ['conv1a_conv', 'conv1a_bn']
-    assert [layer.name for layer in trainers.layers_of(model, 'fc8')] == ['fc8']
+    assert [layer.name for layer in updates.layers_of(model, 'conv1a')] == ['conv1a_conv', 'conv1a_bn']
+    assert [layer.name for layer in updates.layers_of(model, 'fc8')] == ['fc8']
     with pytest.raises(ValueError, match="'pool1' has weights"):
-        trainers.layers_of(model, 'pool1')
+        updates.layers_of(model, 'pool1')

@@ -11,16 +11,16 @@ import tensorflow as tf
 from c3d_tf.common import console
 from c3d_tf.common import errors
 
-KEPT = 2
 _UNREADABLE = (tf.errors.OpError, IndexError)  # the latter for a file that is too short
 
 
-def restore(checkpoint: tf.train.Checkpoint, folder: str) -> tf.train.CheckpointManager:
+def restore(checkpoint: tf.train.Checkpoint, folder: str, most: int) -> tf.train.CheckpointManager:
     """Restores the newest checkpoint that can be read; says which ones cannot.
 
     Args:
       checkpoint: what is restored, all of it; it stays as it is where the folder has none.
       folder: of ckpt-N.index and their data.
+      most: how many are kept from now on.
 
     Returns:
       what writes the next ones; its `latest_checkpoint` is what was restored, or None.
@@ -32,10 +32,7 @@ def restore(checkpoint: tf.train.Checkpoint, folder: str) -> tf.train.Checkpoint
         shutil.rmtree(path)  # a checkpoint that was being written when its run was killed
     for path in glob.glob(os.path.join(glob.escape(folder), 'checkpoint.tmp*')):
         os.remove(path)
-    # The folder says what is there: the list of it, a file named checkpoint, may be old or damaged, and
-    # TensorFlow takes a damaged one for none.
-    paths = [path.removesuffix('.index') for path in glob.glob(os.path.join(glob.escape(folder), '*.index'))]
-    left = sorted((path for path in paths if re.search(r'ckpt-\d+$', path)), key=_step)
+    left = list(find(folder).values())
     damaged = []
     while left:
         reason = _restored(checkpoint, left[-1])
@@ -52,11 +49,19 @@ def restore(checkpoint: tf.train.Checkpoint, folder: str) -> tf.train.Checkpoint
         every = damaged + left
         tf.compat.v1.train.update_checkpoint_state(folder, left[-1], every, all_model_checkpoint_timestamps=[
             os.path.getmtime(f'{path}.index') for path in every], last_preserved_timestamp=0.0)
-    return tf.train.CheckpointManager(checkpoint, folder, KEPT)
+    return tf.train.CheckpointManager(checkpoint, folder, most)
 
 
-def _step(path: str) -> int:
-    return int(path.rsplit('-', 1)[1])
+def find(folder: str) -> dict[int, str]:
+    """Returns the path of each checkpoint by its number of updates, the newest last.
+
+    The folder says what is there: the list of it, a file named checkpoint, may be old or damaged, and
+    TensorFlow takes a damaged one for none.
+    """
+    paths = glob.glob(os.path.join(glob.escape(folder), 'ckpt-*.index'))
+    found = {int(match[1]): path.removesuffix('.index') for path in paths
+             if (match := re.search(r'ckpt-(\d+)\.index$', path))}
+    return dict(sorted(found.items()))
 
 
 def _restored(checkpoint: tf.train.Checkpoint, path: str) -> str:

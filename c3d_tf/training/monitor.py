@@ -73,13 +73,13 @@ class Monitor:
             tensorboard.code('flagfile', '\n'.join(lines))
             tensorboard.recipe(settings)
 
-    def step(self, step: int, clips: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+    def step(self, step: int, clips: tf.Tensor, labels: tf.Tensor, **how) -> list[tf.Tensor]:
         """Does `trainer.train_step`, shows what is due after it, and returns what it returns."""
         norms = (step + 1) % self._every == 0 or step + 1 == self._total
         with self._traced(step):
-            sums = self._trainer.train_step(step, clips, labels, norms=norms)
+            sums = self._trainer.train_step(step, clips, labels, norms=norms, **how)
         with self._writer.as_default(step + 1):
-            if norms:
+            if norms and self._trainer.norms is not None:
                 self._write_norms(self._trainer.norms.numpy())
             if self._histograms and (step + 1) % self._histograms == 0:
                 for variable in self._trainer.model.weights:

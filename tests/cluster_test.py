@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training with several workers: real processes over loopback, and over two network namespaces."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from c3d_tf import prepare
+from c3d_tf import train
+from c3d_tf.common import errors
+from c3d_tf.data import datasets
+from c3d_tf.data import moving_shapes
+from c3d_tf.data import pipeline
+from c3d_tf.data import preprocess
+from c3d_tf.data import records
+from c3d_tf.training import cluster as clusters
+from c3d_tf.training import history
+from c3d_tf.weights import artefact
+from tests import conftest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAUNCH = ROOT / 'experiments/cluster/launch.py'
+VIDEOS = 11  # batches of 3, 3, 3 and 2
+# Everything that the workers must agree on: statistics of batches, averages, statistics for them, validation.
+RECIPE = {'model': 'depth_3', 'width': 0.03, 'crop_size': 20, 'clip_length': 8, 'mean': 'channel',
+          'initializer': 'he', 'batch_norm': True, 'dropout': 0.0, 'ema': 0.9, 'batch_size': 3, 'steps': 10,
+          'learning_rate': 0.001}
+
+
+@pytest.fixture(scope='module')
+def records_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp('cluster')
+    for i in range(VIDEOS + 4):
+        label = moving_shapes.CLASSES[i % 2]
+        frames = moving_shapes.render(label, np.random.default_rng(i), height=48, width=64, num_frames=18)
+        conftest.write_video(root / f'v/{"train" if i < VIDEOS else "val"}/{label}/{i}.avi', frames)
+    prepare.prepare(datasets.load('folder', videos=str(root / 'v')), str(root / 'r'), frame_size=(24, 32))
+    return str(root / 'r')
+
+
+def _flags(records_dir, workdir, **changes):
+    values = {**RECIPE, 'records': records_dir, 'workdir': workdir, 'log_every': 1, 'checkpoint_every': 4, **changes}
+    return ['--mode=train', *(f'--{name}={value}' for name, value in values.items())]
+
+
+def _worker(index, addresses, flags, prefix=()):
+    config = {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': index}}
+    return subprocess.Popen(
+        [*prefix, sys.executable, '-m', 'c3d_tf.main', *flags, '--strategy=multi_worker'], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'TF_CONFIG': json.dumps(config)})
+
+
+def _addresses(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(count)]
+        return [f'127.0.0.1:{each.getsockname()[1]}' for each in sockets]
+
+
+def _same(one, other, rtol=1e-4):
+    (steps, losses), (theirs, others) = (history.read(str(run), 'loss') for run in (one, other))
+    assert steps == theirs
+    np.testing.assert_allclose(others, losses, rtol=rtol, atol=1e-5)
+    one, other = (artefact.load(f'{run}/model.keras').model.get_weights() for run in (one, other))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def alone(records_dir, tmp_path_factory):
+    """The run of one process that those of several must equal."""
+    workdir = tmp_path_factory.mktemp('alone')
+    train.fit(records_dir, str(workdir), train.Recipe(**RECIPE), log_every=1)
+    return workdir
+
+
+def test_sigterm_to_one_worker_stops_all_at_the_same_step(records_dir, tmp_path):
+    workdir = tmp_path / 'run'
+    addresses = _addresses(2)
+    workers = [_worker(i, addresses, _flags(records_dir, workdir, steps=100_000)) for i in range(2)]
+    while not (workdir / 'checkpoints/ckpt-4.index').exists():
+        assert all(each.poll() is None for each in workers), [each.communicate()[0] for each in workers]
+        time.sleep(0.05)
+    workers[1].send_signal(signal.SIGTERM)
+    said = [each.communicate()[0] for each in workers]
+    assert [each.returncode for each in workers] == [75, 75], said
+    step, = {line.split('at step ')[1].split()[0] for text in said for line in text.splitlines() if 'stopped' in line}
+    assert (workdir / f'checkpoints/ckpt-{step}.index').exists()
+    assert '2 device(s) of 2 workers' in said[0]
+
+
+def test_a_killed_worker_makes_the_other_save_and_the_launcher_start_all_again(records_dir, alone, tmp_path):
+    workdir = tmp_path / 'run'
+    # Two epochs behind the last checkpoint: only what the survivor saves can be gone on from.
+    launcher = subprocess.Popen(
+        [sys.executable, LAUNCH, '2', *_flags(records_dir, workdir, checkpoint_every=1000)], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    chief = int(launcher.stdout.readline().split('processes ')[1].split(',')[0])
+    while not (workdir / 'best.keras').exists():  # after the first epoch
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    os.kill(chief, signal.SIGKILL)
+    said, _ = launcher.communicate()
+    logs = [(workdir / f'worker-{i}.log').read_text() for i in range(2)]
+    assert launcher.returncode == 0, (said, logs)
+    assert 'ended with -9, 75' in said and 'starts all again in 2 s (1 of 10)' in said
+    assert 'c3d_tf: worker 0 (127.0.0.1:' in logs[1] and 'was lost: saved at step ' in logs[1]
+    step = logs[1].split('saved at step ')[1].split(';')[0]
+    assert int(step) >= 4 and f'continues at step {step} of 10' in logs[0]
+    assert not (workdir / 'checkpoints/worker-1').exists()
+    assert 'wrote' in logs[0] and 'wrote' not in logs[1]
+    assert len(list((workdir / 'tensorboard/train').iterdir())) == 2  # the chief's, of two runs
+    _same(alone, workdir)
+    one, other = (json.loads((run / 'train.json').read_text()) for run in (alone, workdir))
+    assert (one['best_val_accuracy'], one['best_step']) == (other['best_val_accuracy'], other['best_step'])
+
+
+def test_every_clip_is_one_workers_and_every_worker_has_one_of_every_batch(records_dir):
+    index = records.read_index(records_dir)
+    spec = preprocess.Preprocessing((24, 32), 20, 8, 1, np.zeros((), np.float32))
+
+    def batches(worker, size, skip=0):
+        found = pipeline.for_training(index.split('train'), spec, batch_size=size, epoch=2, seed=1, worker=worker,
+                                      skip=skip)
+        return [[(int(r), float(np.sum(c))) for c, r in zip(clips, rows)] for clips, _, rows in found]
+
+    for size, count in ((3, 2), (4, 5)):  # more rows than workers, and fewer
+        whole = batches((0, 1), size)
+        parts = [batches((number, count), size) for number in range(count)]
+        assert {len(part) for part in parts} == {len(whole)}
+        for step, rows in enumerate(whole):
+            shares = [pipeline.share(len(rows), (number, count)) for number in range(count)]
+            own = [part[step] for part, share in zip(parts, shares) if share]
+            assert sorted(sum(own, [])) == sorted(rows)
+            assert max(map(len, own)) - min(map(len, own)) <= 1
+            assert sum(share * len(part[step]) for part, share in zip(parts, shares)) == pytest.approx(1)
+            assert all(len(part[step]) >= 1 for part in parts)  # Conv3D does not survive none
+        assert batches((1, count), size, skip=1) == parts[1][1:]
+
+
+CONFIG = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}'
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', CONFIG.replace('1}', '2}'), CONFIG.replace('1}', '"1"}'),
+                                  CONFIG.replace('b:2', 'b'), CONFIG.replace('"worker", "i', '"chief", "i'),
+                                  CONFIG.replace('["a:1", "b:2"]', '[]'), '{"cluster": {}, "task": {}}'])
+def test_what_is_no_cluster_is_refused_with_an_example(text, records_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('TF_CONFIG', text)
+    with pytest.raises(errors.UsageError, match='expected {"cluster": {"worker":') as error:
+        train.fit(records_dir, str(tmp_path), train.Recipe(**RECIPE, strategy='multi_worker'))
+    assert text in str(error.value)
+    monkeypatch.setenv('TF_CONFIG', CONFIG)
+    assert clusters.read() == clusters.Cluster(('a:1', 'b:2'), 1)
+
+
+def test_workers_that_do_not_come_are_named(monkeypatch, capsys):
+    addresses = _addresses(3)
+    with socket.create_server(('127.0.0.1', int(addresses[2].split(':')[1]))):
+        cluster = clusters.Cluster(tuple(addresses), 1)
+        with pytest.raises(errors.Interrupted, match=rf'^worker 0 \({addresses[0]}\) did not come within 1 s'):
+            clusters.join(cluster, 1)
+        assert capsys.readouterr().out == f'train: waits for worker 0 ({addresses[0]})\n'
+        with pytest.raises(errors.UsageError, match='port .* cannot be listened on'):
+            clusters.join(clusters.Cluster(tuple(addresses), 2), 1)
+
+
+def test_an_error_is_a_loss_or_another_one():
+    unreachable = '127.0.0.1:1'
+    cluster = clusters.Cluster(('a:1', unreachable), 0)
+
+    def lost(kind, text, cluster=cluster):
+        return cluster.lost(kind(None, None, text))
+
+    aborted = 'Collective ops is aborted by: remote target /job:worker/replica:0/task:1 while calling'
+    assert lost(tf.errors.UnavailableError, aborted) == [1]
+    assert lost(tf.errors.UnavailableError, aborted, clusters.Cluster()) is None
+    assert lost(tf.errors.InvalidArgumentError, 'Shape mismatch in the collective; Collective ops is aborted') is None
+    assert lost(tf.errors.ResourceExhaustedError, 'OOM when allocating tensor') is None
+    with socket.create_server(('127.0.0.1', 0)) as server:  # it answers: only TensorFlow's word is there
+        alive = clusters.Cluster(('a:1', f'127.0.0.1:{server.getsockname()[1]}'), 0)
+        assert lost(tf.errors.UnavailableError, aborted, alive) == [1]
+        assert lost(tf.errors.UnavailableError, 'Collective ops is aborted', alive) == []
+
+
+@pytest.mark.parametrize('mode', ['prepare,train', 'train,evaluate', 'study'])
+def test_workers_train_and_do_nothing_else(mode):
+    done = subprocess.run([sys.executable, '-m', 'c3d_tf.main', f'--mode={mode}', '--strategy=multi_worker'],
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and 'expected --mode=train, since every worker' in done.stderr
