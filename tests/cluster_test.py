@@ -5,11 +5,13 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -198,3 +200,62 @@ def test_workers_train_and_do_nothing_else(mode):
     done = subprocess.run([sys.executable, '-m', 'c3d_tf.main', f'--mode={mode}', '--strategy=multi_worker'],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and 'expected --mode=train, since every worker' in done.stderr
+
+
+# The fields of jobset.x-k8s.io/v1alpha2, batch/v1 and v1 that a key of the file may be, by where it stands.
+FIELDS = {
+    '': {'apiVersion', 'kind', 'metadata', 'spec'},
+    'metadata': {'name'},
+    'spec': {'network', 'failurePolicy', 'replicatedJobs', 'successPolicy', 'startupPolicy', 'suspend', 'coordinator',
+             'managedBy', 'ttlSecondsAfterFinished', 'volumeClaimPolicies'},
+    'spec.network': {'enableDNSHostnames', 'subdomain', 'publishNotReadyAddresses'},
+    'spec.failurePolicy': {'maxRestarts', 'restartStrategy', 'rules'},
+    'spec.replicatedJobs': {'name', 'groupName', 'replicas', 'template', 'dependsOn'},
+    'spec.replicatedJobs.template': {'metadata', 'spec'},
+    'spec.replicatedJobs.template.spec': {'parallelism', 'completions', 'completionMode', 'backoffLimit', 'template'},
+    'spec.replicatedJobs.template.spec.template': {'metadata', 'spec'},
+}
+
+
+def test_the_jobset_has_the_fields_of_the_api_and_its_pods_find_each_other():
+    text = (ROOT / 'experiments/cluster/jobset.yaml').read_text()
+    path, found = [], {}
+    for line in text.splitlines():
+        match = re.match(r'( *(?:- )?)(\w+):(?: (.*))?$', line)
+        if match:
+            path = [(depth, name) for depth, name in path if depth < len(match[1])]
+            where = '.'.join(name for _, name in path)
+            assert match[2] in FIELDS.get(where, {match[2]}), (where, match[2])
+            path.append((len(match[1]), match[2]))
+            found[f'{where}.{match[2]}'.lstrip('.')] = match[3]
+    job = 'spec.replicatedJobs.template.spec'
+    assert found.keys() >= FIELDS[''] | {f'{job}.template.spec.containers.command', 'spec.replicatedJobs.replicas'}
+    assert (found['apiVersion'], found['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+    assert found[f'{job}.completions'] == found[f'{job}.parallelism'] == '2' and found[f'{job}.completionMode'] == 'Indexed'
+    assert 'name: WORKERS\n                      value: "2"' in text
+    # JobSet names pods NAME-JOB-REPLICA-INDEX.SUBDOMAIN.
+    name, replicated = found['metadata.name'], found['spec.replicatedJobs.name']
+    script = textwrap.dedent(text.split('- |\n')[1].split('resources:')[0])
+    cluster = _made(script, WORKERS='3', JOB_COMPLETION_INDEX='2')
+    assert cluster.index == 2 and cluster.addresses == tuple(
+        f'{name}-{replicated}-0-{i}.{found["spec.network.subdomain"]}:2222' for i in range(3))
+
+
+def test_slurms_workers_find_each_other():
+    text = (ROOT / 'experiments/cluster/slurm.sbatch').read_text()
+    subprocess.run(['bash', '-n'], input=text, text=True, check=True)
+    line, = re.findall('^port=.*\nexport ADDRESSES=.*$', text, re.M)
+    hosts = line.replace('$(scontrol show hostnames "$SLURM_JOB_NODELIST"', '$(printf "node1\\nnode2\\n"')
+    inner = text.split("bash -c '")[1].split("' worker")[0]
+    assert _made(f'{hosts}\n{inner}', SLURM_JOB_ID='7', SLURM_PROCID='1') == clusters.Cluster(
+        ('node1:20007', 'node2:20007'), 1)
+
+
+def _made(script, **environment):
+    """Returns the workers of the TF_CONFIG that a launcher's script sets before it starts Python."""
+    script = re.sub(r'exec python .*', 'printenv TF_CONFIG', script)
+    out = subprocess.run(['bash', '-euc', script], env={**os.environ, **environment}, capture_output=True, text=True,
+                         check=True).stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TF_CONFIG', out.strip())
+        return clusters.read()
