@@ -147,7 +147,7 @@ def fit(
     started = time.time()
     step = int(trainer.step)
     curve = curves.Curve(folder, step, total, trainer.rate, log_every)
-    with _StopSignal() as stop, state.saved_when_lost():
+    with _StopSignal() as stop, state.saved_when_lost(), curve:
         while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):
             epoch, used = divmod(step, steps_per_epoch)
             batches = pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=epoch,

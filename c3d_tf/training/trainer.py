@@ -147,7 +147,9 @@ class Trainer:
         sums, gradients = self._strategy.run(self._replica_step, args=(step, clips, labels, weight, stop))
         sums = self._strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
         self._strategy.run(self._update, args=(sums, gradients))
-        with tf.control_dependencies([v.value for v in (*self.model.weights, *self._optimizer.variables)]):
+        # Read, since a dependency on a variable itself does not wait for what was assigned to it.
+        state = [tf.identity(v.value) for v in (*self.model.weights, *self._optimizer.variables)]
+        with tf.control_dependencies(state):
             self.step.assign(step + 1)
         return tf.unstack(sums)
 
