@@ -155,7 +155,7 @@ def fit(
     monitor = monitors.Monitor(
         curve.writer, curve.folder, trainer, step, total, log_every=log_every, histograms=histograms,
         profile=profile, class_names=index.class_names, mean=spec.mean)
-    with _StopSignal() as stop, monitor, state.saved_when_lost():
+    with _StopSignal() as stop, state.saved_when_lost(), curve, monitor:
         monitor.describe(records_dir, settings)
         while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):
             epoch, used = divmod(step, steps_per_epoch)

@@ -5,11 +5,13 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -126,6 +128,79 @@ def test_a_killed_worker_makes_the_other_save_and_the_launcher_start_all_again(r
     assert (one['best_val_accuracy'], one['best_step']) == (other['best_val_accuracy'], other['best_step'])
 
 
+@pytest.fixture
+def namespaces():
+    """Two network namespaces with a cable between them: (prefixes of commands, addresses)."""
+    if os.geteuid() or not shutil.which('ip'):
+        pytest.skip('network namespaces need root and `ip`')
+    names = [f'c3d-{os.getpid()}-{i}' for i in range(2)]
+
+    def ip(*words):
+        subprocess.run(['ip', *words], check=True)
+
+    try:
+        for name in names:
+            ip('netns', 'add', name)
+        ip('link', 'add', 'cable', 'netns', names[0], 'type', 'veth', 'peer', 'name', 'cable', 'netns', names[1])
+        for i, name in enumerate(names):
+            ip('-n', name, 'address', 'add', f'10.77.0.{i + 1}/24', 'dev', 'cable')
+            for device in ('lo', 'cable'):
+                ip('-n', name, 'link', 'set', device, 'up')
+        yield ([['ip', 'netns', 'exec', name] for name in names], [f'10.77.0.{i + 1}:2222' for i in range(2)],
+               lambda state: ip('-n', names[1], 'link', 'set', 'cable', state))
+    finally:
+        for name in names:
+            subprocess.run(['ip', 'netns', 'delete', name])
+
+
+@pytest.mark.soak
+def test_a_worker_that_is_cut_off_for_a_minute(namespaces, records_dir, alone, tmp_path):
+    prefixes, addresses, cable = namespaces
+    workdir = tmp_path / 'run'
+
+    def start():
+        return [_worker(i, addresses, _flags(records_dir, workdir, checkpoint_every=1000), prefix)
+                for i, prefix in enumerate(prefixes)]
+
+    workers = start()
+    while not (workdir / 'best.keras').exists():
+        assert all(each.poll() is None for each in workers), [each.communicate()[0] for each in workers]
+        time.sleep(0.02)
+    cable('down')
+    cut = time.monotonic()
+    said = [each.communicate()[0] for each in workers]
+    noticed = time.monotonic() - cut
+    assert [each.returncode for each in workers] == [75, 75], said
+    assert noticed < 60
+    assert all(f'worker {1 - i} ({addresses[1 - i]}) was lost: saved at step' in text for i, text in enumerate(said))
+    workers = start()  # as a launcher does; they wait for each other
+    time.sleep(max(60 - (time.monotonic() - cut), 5))
+    cable('up')
+    said = [each.communicate()[0] for each in workers]
+    assert [each.returncode for each in workers] == [0, 0], said
+    assert f'waits for worker 1 ({addresses[1]})' in said[0] and 'continues at step' in said[0]
+    _same(alone, workdir)
+    print(f'noticed after {noticed:.0f} s')
+
+
+@pytest.mark.soak
+def test_kills_at_random_under_the_launcher(records_dir, tmp_path):
+    rng = np.random.default_rng()
+    workdir, steps = tmp_path / 'run', 300
+    train.fit(records_dir, str(tmp_path / 'alone'), train.Recipe(**{**RECIPE, 'steps': steps}), log_every=1)
+    launcher = subprocess.Popen(
+        [sys.executable, LAUNCH, '2', *_flags(records_dir, workdir, steps=steps, checkpoint_every=50)], cwd=tmp_path,
+        text=True, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    kills = 0
+    for line in launcher.stdout:
+        if 'processes' in line and kills < 3:
+            time.sleep(rng.uniform(5, 30))
+            os.kill(int(rng.choice(line.split('processes ')[1].split(';')[0].split(','))), signal.SIGKILL)
+            kills += 1
+    assert launcher.wait() == 0 and kills == 3
+    _same(tmp_path / 'alone', workdir)
+
+
 def test_every_clip_is_one_workers_and_every_worker_has_one_of_every_batch(records_dir):
     index = records.read_index(records_dir)
     spec = preprocess.Preprocessing((24, 32), 20, 8, 1, np.zeros((), np.float32))
@@ -198,3 +273,62 @@ def test_workers_train_and_do_nothing_else(mode):
     done = subprocess.run([sys.executable, '-m', 'c3d_tf.main', f'--mode={mode}', '--strategy=multi_worker'],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and 'expected --mode=train, since every worker' in done.stderr
+
+
+# The fields of jobset.x-k8s.io/v1alpha2, batch/v1 and v1 that a key of the file may be, by where it stands.
+FIELDS = {
+    '': {'apiVersion', 'kind', 'metadata', 'spec'},
+    'metadata': {'name'},
+    'spec': {'network', 'failurePolicy', 'replicatedJobs', 'successPolicy', 'startupPolicy', 'suspend', 'coordinator',
+             'managedBy', 'ttlSecondsAfterFinished', 'volumeClaimPolicies'},
+    'spec.network': {'enableDNSHostnames', 'subdomain', 'publishNotReadyAddresses'},
+    'spec.failurePolicy': {'maxRestarts', 'restartStrategy', 'rules'},
+    'spec.replicatedJobs': {'name', 'groupName', 'replicas', 'template', 'dependsOn'},
+    'spec.replicatedJobs.template': {'metadata', 'spec'},
+    'spec.replicatedJobs.template.spec': {'parallelism', 'completions', 'completionMode', 'backoffLimit', 'template'},
+    'spec.replicatedJobs.template.spec.template': {'metadata', 'spec'},
+}
+
+
+def test_the_jobset_has_the_fields_of_the_api_and_its_pods_find_each_other():
+    text = (ROOT / 'experiments/cluster/jobset.yaml').read_text()
+    path, found = [], {}
+    for line in text.splitlines():
+        match = re.match(r'( *(?:- )?)(\w+):(?: (.*))?$', line)
+        if match:
+            path = [(depth, name) for depth, name in path if depth < len(match[1])]
+            where = '.'.join(name for _, name in path)
+            assert match[2] in FIELDS.get(where, {match[2]}), (where, match[2])
+            path.append((len(match[1]), match[2]))
+            found[f'{where}.{match[2]}'.lstrip('.')] = match[3]
+    job = 'spec.replicatedJobs.template.spec'
+    assert found.keys() >= FIELDS[''] | {f'{job}.template.spec.containers.command', 'spec.replicatedJobs.replicas'}
+    assert (found['apiVersion'], found['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
+    assert found[f'{job}.completions'] == found[f'{job}.parallelism'] == '2' and found[f'{job}.completionMode'] == 'Indexed'
+    assert 'name: WORKERS\n                      value: "2"' in text
+    # JobSet names pods NAME-JOB-REPLICA-INDEX.SUBDOMAIN.
+    name, replicated = found['metadata.name'], found['spec.replicatedJobs.name']
+    script = textwrap.dedent(text.split('- |\n')[1].split('resources:')[0])
+    cluster = _made(script, WORKERS='3', JOB_COMPLETION_INDEX='2')
+    assert cluster.index == 2 and cluster.addresses == tuple(
+        f'{name}-{replicated}-0-{i}.{found["spec.network.subdomain"]}:2222' for i in range(3))
+
+
+def test_slurms_workers_find_each_other():
+    text = (ROOT / 'experiments/cluster/slurm.sbatch').read_text()
+    subprocess.run(['bash', '-n'], input=text, text=True, check=True)
+    line, = re.findall('^port=.*\nexport ADDRESSES=.*$', text, re.M)
+    hosts = line.replace('$(scontrol show hostnames "$SLURM_JOB_NODELIST"', '$(printf "node1\\nnode2\\n"')
+    inner = text.split("bash -c '")[1].split("' worker")[0]
+    assert _made(f'{hosts}\n{inner}', SLURM_JOB_ID='7', SLURM_PROCID='1') == clusters.Cluster(
+        ('node1:20007', 'node2:20007'), 1)
+
+
+def _made(script, **environment):
+    """Returns the workers of the TF_CONFIG that a launcher's script sets before it starts Python."""
+    script = re.sub(r'exec python .*', 'printenv TF_CONFIG', script)
+    out = subprocess.run(['bash', '-euc', script], env={**os.environ, **environment}, capture_output=True, text=True,
+                         check=True).stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TF_CONFIG', out.strip())
+        return clusters.read()

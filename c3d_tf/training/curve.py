@@ -45,6 +45,12 @@ class Curve:
         self._last = {}
         self._text = ''
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._writer.flush()  # the points of a run that is stopped as well
+
     def timed(self, batches):
         """Yields the batches; notes how long each was waited for."""
         iterator = iter(batches)

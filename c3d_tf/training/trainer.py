@@ -142,7 +142,9 @@ class Trainer:
 
         sums = total(sums)
         self._strategy.run(self._update, args=(sums, gradients))
-        with tf.control_dependencies([v.value for v in (*self.model.weights, *self._optimizer.variables)]):
+        # Read, since a dependency on a variable itself does not wait for what was assigned to it.
+        state = [tf.identity(v.value) for v in (*self.model.weights, *self._optimizer.variables)]
+        with tf.control_dependencies(state):
             self.step.assign(step + 1)
 
         def norms():  # l2_loss is half the sum of squares, without an array of them
