@@ -113,7 +113,8 @@ def extract(
     _claim(output, settings, overwrite)
     store = descriptors.store(output, chosen, settings)
     cutting = {'clip_length': spec.clip_length, 'stride': spec.stride, 'step': step, 'short': spec.short}
-    with locks.Locks(os.path.join(output, _LOCKS), lock_timeout) as held, contextlib.closing(store):
+    with (files.naming(output), locks.Locks(os.path.join(output, _LOCKS), lock_timeout) as held,
+          contextlib.closing(store)):
         run = work_list.WorkList(output, found, store, held, settings)
         run.work(_network(net, list(chosen)), cutting=cutting, batch_size=batch_size,
                  clip_shape=(spec.clip_length, *spec.frame_size, 3), video_timeout=video_timeout,

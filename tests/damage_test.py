@@ -39,9 +39,9 @@ def _disk(path: pathlib.Path, kilobytes: int):
 
 
 # Kilobytes that do not suffice: in one case for the first file, in the other for a later one.
-@pytest.mark.parametrize('verb, kilobytes', [
-    ('prepare', 8), ('train', 8), ('train', 700), ('evaluate', 8), ('features', 8), ('import_weights', 200),
-    ('export', 8), ('export', 400)])
+@pytest.mark.parametrize('verb, kilobytes', [('evaluate', 8), ('features', 8), ('import_weights', 200), *(
+    pytest.param(*case, marks=pytest.mark.soak) for case in (
+        ('prepare', 8), ('train', 8), ('train', 700), ('export', 8), ('export', 400)))])
 def test_a_full_disk(verb, kilobytes, small, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     with _disk(tmp_path / 'out', kilobytes):
@@ -113,6 +113,7 @@ def test_nobody_starts_anew_unasked(tmp_path):
         checkpoints.restore(checkpoint, str(tmp_path))
 
 
+@pytest.mark.soak
 def test_a_damaged_checkpoint_costs_its_own_steps(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert _main('train', small) == 0
@@ -160,6 +161,7 @@ def test_a_damaged_record_costs_its_shard(small, records, tmp_path, monkeypatch,
     assert (records / test).stat().st_mtime_ns == times[test]
 
 
+@pytest.mark.soak
 def test_records_that_vanish(small, records, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = {**small, 'root': tmp_path}
