@@ -112,7 +112,10 @@ def fit(
         console.say(f'train: continues at step {int(trainer.step)} of {total}')
     elif recipe.init_from:
         _initialise(trainer.model, recipe, spec)
-    files.write_json(os.path.join(workdir, RESULT), {'status': 'running', 'settings': settings})
+    running = {'status': 'running', 'settings': settings, 'last': {}}
+    if manager.latest_checkpoint and (before := files.read_json(os.path.join(workdir, RESULT))):
+        running['last'] = before.get('last', {})
+    files.write_json(os.path.join(workdir, RESULT), running)
     _announce(recipe, trainer, clips, len(index.class_names), total, strategy)
 
     def save(name, weights):
@@ -155,6 +158,8 @@ def fit(
                     stopping = stop.came  # asked once: what is said below was done here
                     if step % checkpoint_every == 0 or step == total or stopping:
                         check(batch[2])
+                        # A run that goes on from here has the same points, and the same last ones.
+                        files.write_json(os.path.join(workdir, RESULT), running | {'last': curve.point(step)})
                         manager.save(checkpoint_number=step)
                 except curves.BadLoss as bad:
                     raise _bad_loss(bad, split, manager.latest_checkpoint) from None
@@ -170,7 +175,7 @@ def fit(
     else:
         save(MODEL, f'{kind} at step {step}, the last')
     result = {'status': 'done', 'steps': step, 'seconds': round(time.time() - started, 1),
-              **curve.close(step), 'settings': settings,
+              **running['last'], **curve.close(step), 'settings': settings,
               'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__,
                            'keras': keras.__version__}}
     if validation:

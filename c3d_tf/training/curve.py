@@ -86,10 +86,15 @@ class Curve:
                       + f'{self._last["clips_per_second"]:.1f} clips/s · '
                       f'input wait {self._last["input_wait"]:.0%}')
 
-    def close(self, step: int) -> dict:
-        """Draws the last point; returns the last values of all curves."""
+    def point(self, step: int) -> dict:
+        """Draws a point at `step` if none is there; returns the last values of all curves."""
         if self._steps:
             self.draw(step)
+        return self._last
+
+    def close(self, step: int) -> dict:
+        """Draws the last point; returns the last values of all curves."""
+        self.point(step)
         self._writer.close()
         self._progress.update(step, self._text)
         self._progress.close(self._text)
