@@ -119,7 +119,7 @@ def extract(
     _claim(output, settings, overwrite)
     store = descriptors.store(output, chosen, settings)
     cutting = {'clip_length': spec.clip_length, 'stride': spec.stride, 'step': step, 'short': spec.short}
-    with (locks.Locks(os.path.join(output, work_list.LOCKS), lock_timeout) as held,
+    with (files.naming(output), locks.Locks(os.path.join(output, work_list.LOCKS), lock_timeout) as held,
           contextlib.closing(store)):
         run = work_list.WorkList(output, found, store, held, settings)
         decoding = {'cutting': cutting, 'batch_size': batch_size, 'video_timeout': video_timeout,

@@ -133,7 +133,10 @@ def fit(
         console.say(f'train: continues at step {int(trainer.step)} of {total}')
     elif trainer.guard:
         state.save(0)
-    files.write_json(os.path.join(folder, RESULT), {'status': 'running', 'settings': settings})
+    running = {'status': 'running', 'settings': settings, 'last': {}}
+    if int(trainer.step) and (before := files.read_json(os.path.join(folder, RESULT))):
+        running['last'] = before.get('last', {})
+    files.write_json(os.path.join(folder, RESULT), running)
     _announce(recipe, trainer, clips, len(index.class_names), total, strategy, cluster)
 
     def save(name, weights):
@@ -185,6 +188,8 @@ def fit(
                     stopping = stop.came if cluster.count == 1 else float(trainer.stops) > 0
                     if step % checkpoint_every == 0 or step == total or stopping:
                         check(batch[2])
+                        # A run that goes on from here has the same points, and the same last ones.
+                        files.write_json(os.path.join(folder, RESULT), running | {'last': curve.point(step)})
                         state.save(step)
                 except curves.BadLoss as bad:
                     raise _bad_loss(bad, split, list(state.kept().values())[-1:]) from None
@@ -200,7 +205,7 @@ def fit(
         with files.replacing(path) as temporary:
             shutil.copyfile(os.path.join(workdir, BEST), temporary)
     result = {'status': 'done', 'steps': step, 'seconds': round(time.time() - started, 1),
-              **curve.close(step), 'settings': settings,
+              **running['last'], **curve.close(step), 'settings': settings,
               'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__,
                            'keras': keras.__version__}}
     if validation:

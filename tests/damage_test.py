@@ -39,15 +39,15 @@ def _disk(path: pathlib.Path, kilobytes: int):
 
 
 # Kilobytes that do not suffice: in one case for the first file, in the other for a later one.
-@pytest.mark.parametrize('verb, kilobytes', [
-    ('prepare', 8), ('train', 8), ('train', 700), ('evaluate', 8), ('features', 8), ('import_weights', 200),
-    ('export', 8), ('export', 400)])
+@pytest.mark.parametrize('verb, kilobytes', [('evaluate', 8), ('features', 8), ('import_weights', 200), *(
+    pytest.param(*case, marks=pytest.mark.soak) for case in (
+        ('prepare', 8), ('train', 8), ('train', 700), ('export', 8), ('export', 400)))])
 def test_a_full_disk(verb, kilobytes, small, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     with _disk(tmp_path / 'out', kilobytes):
         assert _main(verb, small) == 1
         said = capfd.readouterr().err
-        assert 'no space' in said.lower() and 'out/' in said, said
+        assert 'no space' in said.lower() and 'out' in said, said
         if (tmp_path / 'out').exists():
             kill_test.contents(tmp_path / 'out')
         os.system(f'mount -o remount,size=100m {tmp_path}/out')
@@ -113,6 +113,7 @@ def test_nobody_starts_anew_unasked(tmp_path):
         checkpoints.restore(checkpoint, str(tmp_path), 2)
 
 
+@pytest.mark.soak
 def test_a_damaged_checkpoint_costs_its_own_steps(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert _main('train', small) == 0
@@ -160,6 +161,7 @@ def test_a_damaged_record_costs_its_shard(small, records, tmp_path, monkeypatch,
     assert (records / test).stat().st_mtime_ns == times[test]
 
 
+@pytest.mark.soak
 def test_records_that_vanish(small, records, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = {**small, 'root': tmp_path}
@@ -181,18 +183,18 @@ def test_records_that_vanish(small, records, tmp_path, monkeypatch, capsys):
 
 def test_videos_whose_mount_was_away_are_tried_again(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(small['videos'], tmp_path / 'videos')
-    (tmp_path / 'all.txt').write_text(''.join(f'videos/{i}.avi\n' for i in range(12)))
+    mount = tmp_path / 'videos'  # a folder that is renamed: its files' own times stay, as those of a mount
+    shutil.copytree(small['videos'], mount)
+    shutil.copy(mount / '0.avi', tmp_path / 'here.avi')
+    (tmp_path / 'all.txt').write_text('here.avi\n' + ''.join(f'videos/{i}.avi\n' for i in range(12)))
     words = ['c3d_tf', '--mode=features', f'--weights={small["root"]}/model.keras', '--layers=prob',
              '--output=out', f'--input={tmp_path}/all.txt']
-    for i in range(1, 12):
-        (tmp_path / f'videos/{i}.avi').rename(tmp_path / f'{i}.away')
+    mount.rename(tmp_path / 'away')
     assert main.main(words) == 1
-    assert '11 videos could not be read' in capsys.readouterr().err
-    for i in range(1, 12):
-        (tmp_path / f'{i}.away').rename(tmp_path / f'videos/{i}.avi')
+    assert '12 videos could not be read' in capsys.readouterr().err
+    (tmp_path / 'away').rename(mount)
     assert main.main(words) == 0
-    assert '12 of 12 videos' in capsys.readouterr().out
+    assert '13 of 13 videos' in capsys.readouterr().out
 
 
 def test_a_lock_that_was_being_written_by_a_killed_process(tmp_path):

@@ -117,6 +117,17 @@ class _Run:
         self.end()
         return False
 
+    def stop_at(self, seconds: float, number: int) -> int:
+        """Stops it as `kill` or a terminal does so long after its start; returns its exit code."""
+        try:
+            return self._process.wait(max(0, self.began + seconds - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            if number == signal.SIGINT:
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.send_signal(number)
+            return self._process.wait(120)
+
     def end(self) -> float:
         """Waits for its end; returns how long it took."""
         code = self._process.wait(600)
@@ -258,3 +269,18 @@ def test_killed(verb, small, tmp_path):
 @pytest.mark.parametrize('verb', VERBS)
 def test_killed_often(verb, real, tmp_path):
     _kill(verb, int(os.environ.get('KILLS', '5')), real, tmp_path, seed=2)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('verb', VERBS)
+def test_stopped(verb, number, real, tmp_path):
+    seconds = _Run(verb, real, tmp_path / 'whole').end()
+    rng, stops = random.Random(3), []
+    for _ in range(3):
+        moment = rng.uniform(0.3 * seconds, 0.9 * seconds)  # Python's own start is not ours
+        stops.append((round(moment, 1), _Run(verb, real, tmp_path / 'run').stop_at(moment, number)))
+    _Run(verb, real, tmp_path / 'run').end()
+    list(files_of(tmp_path / 'run/out', finished=True))
+    print(f'\n{verb}, {number.name}: exit codes by second {stops} of {seconds:.1f}')
+    assert {code for _, code in stops} <= {0, 75} and stops[0][1] == 75

@@ -18,15 +18,23 @@ def replacing(path: str):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f'{path}.tmp-{os.getpid()}'
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None:  # a full disk is noticed while writing, where no name is known
-            raise OSError(f'{path} cannot be written: {error}') from error
-        raise
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+@contextlib.contextmanager
+def naming(path: str):
+    """Adds what is written to errors without a name: a full disk is noticed where none is known."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(f'{path} cannot be written: {error}') from error
+        raise
 
 
 def remove_leftovers(directory: str, name: str = '') -> None:

@@ -38,6 +38,5 @@ def convert(model: keras.Model, precision: str) -> keras.Model:
         return layer.__class__.from_config({**layer.get_config(), 'dtype': dtype})
 
     converted = keras.models.clone_model(model, clone_function=at_precision)
-    for ours, theirs in zip(converted.variables, model.variables, strict=True):
-        ours.assign(theirs)  # states of random generators as well, which get_weights leaves out
+    converted.set_weights(model.get_weights())
     return converted

@@ -49,7 +49,7 @@ class Curve:
         return self
 
     def __exit__(self, *_):
-        self._writer.flush()  # the points of a run that is stopped as well
+        self.writer.flush()  # the points of a run that is stopped as well
 
     def timed(self, batches):
         """Yields the batches; notes how long each was waited for."""
@@ -99,10 +99,15 @@ class Curve:
                       + f'{self._last["clips_per_second"]:.1f} clips/s · '
                       f'input wait {self._last["input_wait"]:.0%}')
 
-    def close(self, step: int) -> dict:
-        """Draws the last point; returns the last values of all curves."""
+    def point(self, step: int) -> dict:
+        """Draws a point at `step` if none is there; returns the last values of all curves."""
         if self._steps:
             self.draw(step)
+        return self._last
+
+    def close(self, step: int) -> dict:
+        """Draws the last point; returns the last values of all curves."""
+        self.point(step)
         self.writer.close()
         self._progress.update(step, self._text)
         self._progress.close(self._text)
