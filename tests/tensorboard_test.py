@@ -193,7 +193,7 @@ def test_in_a_browser(url):
                 assert len(looks) > 1
 
         page.goto(f'{url}#projector')
-        projector = page.frame_locator('iframe')
+        projector = page.frame_locator('iframe').frame_locator('iframe')
         projector.get_by_text('Points: 12').wait_for()
         projector.get_by_text('fc6 of test').first.wait_for()
         page.goto(f'{url}#hparams')

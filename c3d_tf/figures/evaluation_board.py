@@ -12,7 +12,6 @@ import tensorflow as tf
 from PIL import Image
 from PIL import ImageSequence
 
-from c3d_tf.common import errors
 from c3d_tf.common import metrics
 from c3d_tf.data import records
 from c3d_tf.figures import embedding

@@ -75,9 +75,9 @@ def taken_for(matrix: np.ndarray, class_names, path, *, title: str, most: int = 
     present = np.flatnonzero(matrix.sum(axis=1))
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     shown = present[np.argsort(share[present, present], kind='stable')][:most]
-    columns = min(3, len(shown))
+    columns = min(2, len(shown))
     lines = -(-len(shown) // columns)
-    picture = figure.Figure(figsize=(4.2 * columns, 0.7 + (0.5 + 0.26 * bars) * lines), layout='constrained')
+    picture = figure.Figure(figsize=(3.6 * columns, 0.7 + (0.45 + 0.22 * bars) * lines), layout='constrained')
     for number, true in enumerate(shown):
         axes = picture.add_subplot(lines, columns, number + 1)
         best = np.argsort(-matrix[true], kind='stable')[:bars]
