@@ -13,6 +13,7 @@ import json
 import pathlib
 import random
 import re
+import signal
 import sys
 import time
 
@@ -20,7 +21,7 @@ from c3d_tf.common import errors
 from c3d_tf.data import video
 from tests import byte_mutants
 
-SECONDS = 10  # a mutant may take
+SECONDS, PATIENCE = 10, 120  # a mutant may compute, and may take where others compute as well
 
 
 def _lists(folder):
@@ -186,7 +187,8 @@ def _fuzz(targets, expected, count: int, seed: int, folder: pathlib.Path) -> dic
         if checked and rng.random() < 0.8:  # of the same length: others are refused before they are read
             data = (data + files[name][len(data):])[:len(files[name])]
         put({**files, name: data})
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
         began = time.perf_counter()
         try:
             value = read()
@@ -196,6 +198,7 @@ def _fuzz(targets, expected, count: int, seed: int, folder: pathlib.Path) -> dic
             counts[f'refused: {type(error).__name__}'] += 1
         slowest = max(slowest, time.perf_counter() - began)
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
     for (files, read), value in zip(targets, whole, strict=True):
         put(files)
         assert read() == value, 'a seed reads otherwise than before'
