@@ -37,10 +37,6 @@ class State:
         paths = [self._manager.latest_checkpoint, tf.train.latest_checkpoint(self._spare)]
         return max((path for path in paths if path), key=_number, default=None)
 
-    def kept(self) -> dict[int, str]:
-        """Returns the path of each of the chief's checkpoints by its number of updates."""
-        return {_number(path): path for path in self._manager.checkpoints}
-
     def restore(self, path: str | None) -> None:
         """Gives all workers the state in a checkpoint, which the chief reads; None: what the chief has now."""
         if path and self._cluster.is_chief:
@@ -52,6 +48,28 @@ class State:
         if self._cluster.is_chief:
             self._manager.save(checkpoint_number=step)
             shutil.rmtree(self._spare, ignore_errors=True)
+
+    def go_back(self, step: int, every: int) -> int | None:
+        """Gives all workers the weights of a checkpoint before a bad update, and lets them go on behind it.
+
+        Args:
+          step, every: see `guard.Guard.place`.
+
+        Returns:
+          the checkpoint's number of updates, or None: there is nothing to go back to.
+        """
+        guard, number, path = self._trainer.guard, 0, None
+        if self._cluster.is_chief:  # the others do not know what there is now
+            kept = {_number(path): path for path in self._manager.checkpoints}
+            number = guard.place(step, kept, every)
+            number, path = (-1, None) if number is None else (number, kept[number])
+        number = int(self._trainer.over_workers(tf.constant(number, tf.int64)))
+        if number < 0:
+            return None
+        with guard.skipping(step):
+            self.restore(path)
+        self._trainer.step.assign(step + 1)
+        return number
 
     @contextlib.contextmanager
     def saved_when_lost(self):
