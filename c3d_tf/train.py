@@ -9,7 +9,6 @@ import dataclasses
 import math
 import os
 import shutil
-import signal
 import tempfile
 import time
 
@@ -28,6 +27,7 @@ from c3d_tf.training import cluster as clusters
 from c3d_tf.training import curve as curves
 from c3d_tf.training import monitor as monitors
 from c3d_tf.training import state as states
+from c3d_tf.training import stopping
 from c3d_tf.training import trainer as trainers
 from c3d_tf.training import transfer
 from c3d_tf.training.recipe import Recipe
@@ -84,7 +84,8 @@ def fit(
         index.frame_size, recipe.crop_size, recipe.clip_length, recipe.stride,
         preprocess.load_mean(recipe.mean, index, recipe.clip_length), recipe.short)
     settings = _settings(recipe, index)
-    finished = _existing(workdir, settings, overwrite)
+    cluster = clusters.read() if recipe.strategy == 'multi_worker' else clusters.Cluster()
+    finished = _existing(workdir, settings, overwrite, cluster.is_chief)
     if finished is not None:
         console.say(f'train: {os.path.join(workdir, MODEL)} is trained already')
         return finished
@@ -96,7 +97,7 @@ def fit(
                                 f'the {recipe.clip_length} frames of one')
     steps_per_epoch = math.ceil(clips / recipe.batch_size)
     total = recipe.steps or recipe.epochs * steps_per_epoch
-    strategy, cluster = clusters.strategy(recipe.strategy, worker_timeout)
+    strategy = clusters.strategy(recipe.strategy, cluster, worker_timeout)
     worker = (cluster.index, cluster.count)
     if recipe.precision == 'float16' and not tf.config.list_logical_devices('GPU'):
         raise errors.UsageError('--precision=float16 needs a GPU: TensorFlow has no 3-D pools in float16 '
@@ -151,6 +152,20 @@ def fit(
         if not trainer.finite():
             raise curves.BadLoss('the weights are not numbers any more; the last batch', last.numpy())
 
+    def score(last):
+        if not (validation or watched):
+            return
+        check(last)
+        if watched:
+            curve.draw(step, **{f'{watch}_accuracy': trainer.validate(watched)})
+        if validation:
+            accuracy = trainer.validate(validation)
+            curve.draw(step, val_accuracy=accuracy)
+            if accuracy > float(trainer.best_score):
+                trainer.best_score.assign(accuracy)
+                trainer.best_step.assign(step)
+                save(BEST, f'{kind} at step {step}, best of the validations')
+
     kind = 'moving averages' if recipe.ema else 'weights'
     started = time.time()
     step = int(trainer.step)
@@ -158,8 +173,10 @@ def fit(
     monitor = monitors.Monitor(
         curve.writer, curve.folder, trainer, step, total, log_every=log_every, histograms=histograms,
         profile=profile, class_names=index.class_names, mean=spec.mean)
-    with _StopSignal() as stop, state.saved_when_lost(), curve, monitor:
+    with stopping.StopSignal() as stop, state.saved_when_lost(), curve, monitor:
         monitor.describe(records_dir, settings)
+        if step and (step % steps_per_epoch == 0 or step == total) and cluster.count > 1:
+            score(tf.constant([], tf.int64))  # a worker may have been lost before it was done
         while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):
             epoch, used = divmod(step, steps_per_epoch)
             batches = pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=epoch,
@@ -172,28 +189,18 @@ def fit(
                     if not (trainer.guard and _skipped(trainer, state, step - 1, float(sums[0]),
                                                        checkpoint_every, batch[2])):
                         curve.add(step, *sums, batch[2])
-                    ends = step % steps_per_epoch == 0 or step == total
-                    if ends and watched:
-                        check(batch[2])
-                        curve.draw(step, **{f'{watch}_accuracy': trainer.validate(watched)})
-                    if ends and validation:
-                        check(batch[2])
-                        score = trainer.validate(validation)
-                        curve.draw(step, val_accuracy=score)
-                        if score > float(trainer.best_score):
-                            trainer.best_score.assign(score)
-                            trainer.best_step.assign(step)
-                            save(BEST, f'{kind} at step {step}, best of the validations')
+                    if step % steps_per_epoch == 0 or step == total:
+                        score(batch[2])
                     # Asked once: what is said below was done here. Many workers stop where they all know of it.
-                    stopping = stop.came if cluster.count == 1 else float(trainer.stops) > 0
-                    if step % checkpoint_every == 0 or step == total or stopping:
+                    ending = stop.came if cluster.count == 1 else float(trainer.stops) > 0
+                    if step % checkpoint_every == 0 or step == total or ending:
                         check(batch[2])
                         # A run that goes on from here has the same points, and the same last ones.
                         files.write_json(os.path.join(folder, RESULT), running | {'last': curve.point(step)})
                         state.save(step)
                 except curves.BadLoss as bad:
-                    raise _bad_loss(bad, split, list(state.kept().values())[-1:]) from None
-                if stopping:
+                    raise _bad_loss(bad, split, state.newest()) from None
+                if ending:
                     raise errors.Interrupted(f'stopped at step {step} of {total} and saved; '
                                              'the same command goes on from there')
                 if step == total:
@@ -215,7 +222,7 @@ def fit(
         result['skipped_steps'] = trainer.guard.skipped
     files.write_json(os.path.join(folder, RESULT), result)
     with state.saved_when_lost():
-        trainer.wait()  # so that all workers are done when the model is there
+        trainer.over_workers(tf.constant(0))  # so that all workers are done when the model is there
     if not cluster.is_chief:
         return {}
     console.say(f'train: wrote {path}')
@@ -227,12 +234,10 @@ def _skipped(trainer, state, step, loss, every, batch) -> bool:
     wrong = trainer.guard.bad(step, loss)
     if not wrong:
         return False
-    before = {number: path for number, path in state.kept().items() if number <= step}  # not damaged ones
-    number = trainer.guard.skip(step, before, every, state.restore)
+    number = state.go_back(step, every)
     if number is None:
         raise curves.BadLoss(f'{wrong}, and there is no checkpoint to go back to, or --max_skips is reached; '
                              'the batch', batch.numpy())
-    trainer.step.assign(step + 1)
     console.say(f'train: {wrong}: back to the weights of step {number}, and on behind this batch')
     return True
 
@@ -299,13 +304,13 @@ def _out_of_patience(recipe: Recipe, trainer: trainers.Trainer, steps_per_epoch:
     return False
 
 
-def _bad_loss(bad: curves.BadLoss, split: records.Split, newest: list[str]) -> errors.RunError:
+def _bad_loss(bad: curves.BadLoss, split: records.Split, newest: str) -> errors.RunError:
     names, _ = pipeline.read_labels(split)
     videos = [names[split.videos[record]] for record in bad.records]
     return errors.RunError(
         f'{bad.what}: {", ".join(videos)}.\nLower '
         '--learning_rate or set --clip_norm, in another --workdir; the newest checkpoint is '
-        + ''.join(newest or ['none']) + '.')
+        + f'{newest}.')
 
 
 def _settings(recipe: Recipe, index: records.Index) -> dict:
@@ -316,13 +321,15 @@ def _settings(recipe: Recipe, index: records.Index) -> dict:
                       if os.path.isfile(path)}}
 
 
-def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
-    """Returns the result of a finished run; clears the way on `overwrite`."""
+def _existing(workdir: str, settings: dict, overwrite: bool, is_chief: bool) -> dict | None:
+    """Returns the result of a finished run; clears the way on `overwrite`, which is the chief's to do."""
     result = files.read_json(os.path.join(workdir, RESULT))
     # An option that the run's version did not have yet was then what is its default now.
     before = result and {**dataclasses.asdict(Recipe()), **result['settings']}
     if overwrite and result and (result['status'], before) != ('running', settings):
         # A run of the same recipe that was stopped goes on, with --overwrite as well.
+        if not is_chief:
+            return None
         for name in ('checkpoints', os.path.join('tensorboard', 'train')):
             shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
         for name in (MODEL, BEST):
@@ -335,21 +342,3 @@ def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     raise errors.changed_settings(
         f'the run in {workdir}', before, settings,
         'Give another --workdir, or --overwrite to start anew.')
-
-
-class _StopSignal:
-    """Notes SIGTERM and SIGINT, so that the step in work ends and is saved; a second one kills."""
-
-    def __enter__(self):
-        self.came = False
-        self._before = {number: signal.signal(number, self._note)
-                        for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number, frame):
-        self.came = True
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -35,15 +35,17 @@ def test_a_loss_is_bad_beside_the_last_ones():
 
 
 def test_where_a_run_goes_back_to():
-    restored = []
-    guard = guards.Guard(3.0, 3)
-    kept = {8: 'a', 16: 'b', 19: 'stopped'}
-    assert guard.skip(21, kept, 8, restored.append) == 16  # not where it was stopped: others were not
-    assert guard.skip(16, kept, 8, restored.append) == 8  # the very next loss was bad
-    assert guard.skip(19, {16: 'b', 19: 'stopped'}, 8, restored.append) is None
-    assert guard.skip(25, {16: 'b', 20: 'stopped'}, 8, restored.append) == 20
-    assert restored == ['b', 'a', 'stopped'] and guard.skipped == [21, 16, 25]
-    assert guard.skip(30, {24: 'c'}, 8, restored.append) is None  # three were enough
+    guard = guards.Guard(3.0, 2)
+    assert guard.place(21, [8, 16, 19], 8) == 16  # not where it was stopped: others were not
+    assert guard.place(16, [8, 16, 19], 8) == 8  # the very next loss was bad
+    assert guard.place(25, [20], 8) == 20
+    assert guard.place(16, [16], 8) is None
+    with guard.skipping(16):
+        pass
+    assert guard.place(21, [8, 16], 8) == 8  # bad once
+    with guard.skipping(21):
+        pass
+    assert guard.skipped == [16, 21] and guard.place(30, [8, 24], 8) is None  # two were enough
 
 
 @pytest.fixture(scope='module')

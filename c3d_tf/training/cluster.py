@@ -85,16 +85,15 @@ def read() -> Cluster:
     return Cluster(tuple(addresses), index)
 
 
-def strategy(name: str, timeout: float) -> tuple[tf.distribute.Strategy, Cluster]:
-    """Returns the strategy of that name, see `Recipe`, and the workers; see `join`."""
+def strategy(name: str, cluster: Cluster, timeout: float) -> tf.distribute.Strategy:
+    """Returns the strategy of that name, see `Recipe`; for 'multi_worker' see `join`."""
     if name == 'multi_worker':
-        cluster = read()
-        return join(cluster, timeout), cluster
+        return join(cluster, timeout)
     if name == 'mirrored':
         # Logical devices where there are several: so the same code is tested without GPUs.
         devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
-        return tf.distribute.MirroredStrategy([device.name for device in devices]), Cluster()
-    return tf.distribute.get_strategy(), Cluster()
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
 
 
 def join(cluster: Cluster, timeout: float) -> tf.distribute.Strategy:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A loss that blows up: when a run goes back to a checkpoint, and to which."""
 
+import contextlib
 import math
 import statistics
 
@@ -43,27 +44,27 @@ class Guard(tf.Module):
         self._losses.assign(losses)
         return ''
 
-    def skip(self, step: int, kept: dict[int, str], every: int, restore) -> int | None:
-        """Goes back behind a bad update.
+    def place(self, step: int, kept, every: int) -> int | None:
+        """Returns which checkpoint to go back to after a bad update, or None: none is good, or there were
+        enough of them.
 
         Args:
-          step: of it.
-          kept: the path of each checkpoint by its number of updates.
+          step: of the update.
+          kept: the checkpoints' numbers of updates.
           every: updates between two checkpoints. Others, of where the run was stopped, are second choice:
             so a run that was stopped takes the same as one that was not.
-          restore: puts back the state that is in a path.
-
-        Returns:
-          the updates of the checkpoint, or None: none is good, or there were enough of them.
         """
-        skipped = self.skipped
         # One with which the very next loss was bad may be what is wrong.
-        good = [number for number in kept if number not in (*skipped, step)]
-        if not good or len(skipped) == self._skipped.shape[0]:
+        good = [number for number in kept if number not in (*self.skipped, step)]
+        if not good or len(self.skipped) == self._skipped.shape[0]:
             return None
-        number = max(good, key=lambda number: (number % every == 0, number))
-        losses = self._losses.numpy()
-        restore(kept[number])
+        return max(good, key=lambda number: (number % every == 0, number))
+
+    @contextlib.contextmanager
+    def skipping(self, step: int):
+        """Within the block the state may become an older one: what the guard knows stays, and the bad
+        update is added."""
+        losses, skipped = self._losses.numpy(), [*self.skipped, step]
+        yield
         self._losses.assign(losses)
-        self._skipped.assign([*skipped, step] + [-1] * (self._skipped.shape[0] - len(skipped) - 1))
-        return number
+        self._skipped.assign(skipped + [-1] * (self._skipped.shape[0] - len(skipped)))

@@ -46,9 +46,9 @@ class State:
         self._manager = checkpoints.restore(self._trainer.checkpoint, self._folder, self._most)
         return bool(self._manager.latest_checkpoint)
 
-    def kept(self) -> dict[int, str]:
-        """Returns the path of each of the chief's checkpoints by its number of updates, the newest last."""
-        return checkpoints.find(self._folder)
+    def newest(self) -> str:
+        """Returns the path of the newest checkpoint, 'none' where there is none."""
+        return list(checkpoints.find(self._folder).values() or ['none'])[-1]
 
     def restore(self, path: str) -> None:
         """Gives all workers the state in a checkpoint, which the chief reads."""
@@ -61,6 +61,29 @@ class State:
         if self._cluster.is_chief:
             self._manager.save(checkpoint_number=step)
             shutil.rmtree(self._spare, ignore_errors=True)
+
+    def go_back(self, step: int, every: int) -> int | None:
+        """Gives all workers the weights of a checkpoint before a bad update, and lets them go on behind it.
+
+        Args:
+          step, every: see `guard.Guard.place`.
+
+        Returns:
+          the checkpoint's number of updates, or None: there is nothing to go back to.
+        """
+        guard, number, path = self._trainer.guard, 0, ''
+        if self._cluster.is_chief:  # the others do not know what there is now
+            kept = checkpoints.find(self._folder)
+            # Later ones are those that were damaged when the run came from before them.
+            number = guard.place(step, [each for each in kept if each <= step], every)
+            number, path = (-1, '') if number is None else (number, kept[number])
+        number = int(self._trainer.over_workers(tf.constant(number, tf.int64)))
+        if number < 0:
+            return None
+        with guard.skipping(step):
+            self.restore(path)
+        self._trainer.step.assign(step + 1)
+        return number
 
     @contextlib.contextmanager
     def saved_when_lost(self):

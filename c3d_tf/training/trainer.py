@@ -261,9 +261,9 @@ class Trainer:
         moving = self._moving()
         before = [tf.identity(variable.value) for variable in moving]
         self._exchange()
-        if self._calibration is not None and self._norms and (self._recipe.mixup or self._recipe.ema):
-            self._calibrate()
         try:
+            if self._calibration is not None and self._norms and (self._recipe.mixup or self._recipe.ema):
+                self._calibrate()
             yield
         finally:
             self._exchange()
@@ -319,7 +319,7 @@ class Trainer:
                 predicted = self._predict(clips).numpy()
                 hits += int((predicted == np.asarray(labels)).sum())
                 seen += len(predicted)
-        hits, seen = self._over_workers(tf.constant([hits, seen], tf.int64)).numpy()
+        hits, seen = self.over_workers(tf.constant([hits, seen], tf.int64)).numpy()
         return hits / seen
 
     def follow(self, is_chief: bool) -> None:
@@ -328,13 +328,10 @@ class Trainer:
         guard = self.guard.variables if self.guard else []
         for variable in (*state, self.step, self.best_score, self.best_step, *guard):
             value = tf.identity(variable)
-            variable.assign(self._over_workers(value if is_chief else tf.zeros_like(value)))
+            variable.assign(self.over_workers(value if is_chief else tf.zeros_like(value)))
 
-    def wait(self) -> None:
-        """Returns when all workers are here."""
-        self._over_workers(tf.constant(0.0))
-
-    def _over_workers(self, value):
+    def over_workers(self, value: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of all workers' values, as soon as all are here."""
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) if self._workers > 1 else value
 
     @tf.function
