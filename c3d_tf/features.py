@@ -24,16 +24,17 @@ from c3d_tf.common import locks
 from c3d_tf.data import clips
 from c3d_tf.data import descriptors
 from c3d_tf.data import inputs
-from c3d_tf.data import preprocess
 from c3d_tf.data import record_videos
 from c3d_tf.data import records
 from c3d_tf.data import work_list
+from c3d_tf.runtimes import exported
+from c3d_tf.runtimes import networks
 from c3d_tf.weights import artefact
 from c3d_tf.weights import imagenet
 
 RESULT = 'features.json'
 SKIPPED = 'skipped.jsonl'
-PROB = 'prob'              # the softmax of fc8, which is no layer of the network
+PROB = networks.PROB
 _LOCKS = 'locks'
 
 
@@ -49,6 +50,8 @@ def extract(
     pool: str = 'mean',
     file_format: str = 'npz',
     precision: str = 'float32',
+    runtime: str = 'tensorflow',
+    export_dir: str = '',
     batch_size: int = 16,
     num_workers: int = 0,
     video_timeout: float = 60.0,
@@ -75,6 +78,8 @@ def extract(
         keeps (C, H, W) (Ng et al., CVPR 2015).
       file_format: 'npz', 'hdf5' or 'caffe'; see `descriptors`.
       precision: of activations; see `models.build`.
+      runtime: what runs the network: 'tensorflow', 'openvino', or 'int8'; see `exported.load`.
+      export_dir: where export put the int8 network.
       batch_size: clips at once; batches are full across videos.
       num_workers: processes that decode; 0 means one a core.
       video_timeout: seconds without a frame after which a file is given up.
@@ -101,21 +106,23 @@ def extract(
         net = imagenet.load(weights)
         console.say(f'features: {net.provenance["network"]}, weights: {net.provenance["weights"]}')
     else:
-        net = artefact.load(weights, precision=precision)
+        net = artefact.load(weights, precision=exported.keras_precision(runtime, precision))
     spec = net.preprocessing
     chosen = _choose(net, layers)
     source, found = _find(videos, records_dir, split, spec, output)
+    network = exported.load(net, chosen, runtime, precision=precision, export_dir=export_dir)
     step = step or (clips.extent(spec.clip_length, spec.stride) + 1) // 2
     # Compared with what an earlier run wrote as JSON, hence the round trip.
     settings = json.loads(json.dumps({
         'weights_sha256': net.sha256, 'layers': sorted(chosen), 'step': step, 'pool': pool,
-        'format': file_format, 'precision': precision, 'preprocessing': spec.to_json(), **source}))
+        'format': file_format, 'precision': precision, 'preprocessing': spec.to_json(), **source,
+        **({'runtime': runtime} if runtime != networks.RUNTIMES[0] else {})}))
     _claim(output, settings, overwrite)
     store = descriptors.store(output, chosen, settings)
     cutting = {'clip_length': spec.clip_length, 'stride': spec.stride, 'step': step, 'short': spec.short}
     with locks.Locks(os.path.join(output, _LOCKS), lock_timeout) as held, contextlib.closing(store):
         run = work_list.WorkList(output, found, store, held, settings)
-        run.work(_network(net, list(chosen)), cutting=cutting, batch_size=batch_size,
+        run.work(networks.of_frames(network, spec), cutting=cutting, batch_size=batch_size,
                  clip_shape=(spec.clip_length, *spec.frame_size, 3), video_timeout=video_timeout,
                  num_workers=num_workers or os.cpu_count())
         while not held.take('finish'):  # the last process that comes here finds nothing left to do
@@ -177,23 +184,6 @@ def _claim(output: str, settings: dict, overwrite: bool) -> None:
         before = None
     if before is None:
         files.write_json(path, {'settings': settings, 'complete': False})
-
-
-def _network(net: artefact.Artefact, layers: list[str]):
-    """Returns the function from uint8 [N, T, H, W, 3] to {layer: float32 tensor}: see `extract`."""
-    outputs = {layer: net.model.get_layer('fc8' if layer == PROB else layer).output for layer in layers}
-    model = keras.Model(net.model.input, outputs)
-
-    @tf.function(autograph=False)
-    def forward(batch):
-        values = model(preprocess.for_inference(batch, net.preprocessing), training=False)
-        values = {layer: tf.cast(value, tf.float32) for layer, value in values.items()}
-        if PROB in values:
-            values[PROB] = tf.nn.softmax(values[PROB])
-        return {layer: tf.transpose(value, (0, 4, 1, 2, 3)) if value.shape.rank == 5 else value
-                for layer, value in values.items()}
-
-    return forward
 
 
 def _report(output: str, settings: dict, run: work_list.WorkList) -> dict:

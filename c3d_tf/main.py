@@ -88,7 +88,8 @@ def _predict(f) -> None:
     _start_tensorflow()
     from c3d_tf import predict
 
-    predict.show(predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k), as_json=f.json)
+    predict.show(predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k, precision=f.precision,
+                                 runtime=f.runtime, export_dir=f.export_dir), as_json=f.json)
 
 
 def _features(f) -> str:
@@ -99,7 +100,8 @@ def _features(f) -> str:
     features.extract(
         f.output, _weights(f), videos=f.input, records_dir=f.records, split=f.split,
         layers=tuple(f.layers) or ('fc6',), step=f.step, pool=f.pool, file_format=f.format,
-        precision=f.precision, batch_size=f.eval_batch_size, num_workers=f.num_workers, video_timeout=f.video_timeout,
+        precision=f.precision, runtime=f.runtime, export_dir=f.export_dir, batch_size=f.eval_batch_size,
+        num_workers=f.num_workers, video_timeout=f.video_timeout,
         lock_timeout=f.lock_timeout, max_failures=f.max_failures, overwrite=f.overwrite)
     return f.output
 
@@ -180,7 +182,8 @@ def _export(f) -> str | None:
         check.check(f.check)
         return None
     export.export(_weights(f), f.export_dir, top_k=f.top_k, max_clips=f.max_clips, layers=tuple(f.layers),
-                  precision=f.precision, overwrite=f.overwrite)
+                  precision=f.precision, runtime=f.runtime, records_dir=f.records, num_clips=f.clips,
+                  overwrite=f.overwrite)
     return f.export_dir
 
 
@@ -284,6 +287,8 @@ def _next(f) -> list[str]:
     door = usage.DOOR
     if f.mode[-1] == 'prepare':
         return [f'  {door} --mode=train --records={f.records} --workdir=runs/NAME']
+    if f.mode[-1] == 'export' and f.runtime != 'tensorflow':
+        return ['  docs/runtimes.md says how to use it']
     if f.mode[-1] == 'export':
         return [f'  {door} --mode=export --check={f.export_dir}/N', '  export/README.md has the server and a client']
     lines = [f'  {door} --mode=predict --workdir={f.workdir} --input=VIDEO']

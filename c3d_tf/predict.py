@@ -6,21 +6,22 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.data import clips
-from c3d_tf.data import preprocess
 from c3d_tf.data import sources
 from c3d_tf.data import video
 from c3d_tf.data import windows
+from c3d_tf.runtimes import exported
+from c3d_tf.runtimes import networks
 from c3d_tf.weights import artefact
 
 BATCH = 8  # clips at once: more is no faster on a CPU
 
 
-def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
+def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5, precision: str = 'float32',
+            runtime: str = 'tensorflow', export_dir: str = '') -> dict:
     """Classifies one video; memory stays flat however long it is.
 
     Args:
@@ -29,6 +30,7 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
       step: frames from one clip's start to the next; 0 means a clip's extent. A tail shorter than a
         clip is dropped; a video shorter than a clip starts over.
       top_k: classes to name.
+      precision, runtime, export_dir: see `features.extract`.
 
     Returns:
       {'video', 'frames', 'clips', 'top': [{'label', 'probability'}], 'timeline': [{'start', 'end',
@@ -42,15 +44,15 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
         raise errors.UsageError('--input is not set: expected a video file or a folder of images')
     if not os.path.exists(path):
         raise errors.UsageError(f'--input={path}: no such file')
-    net = artefact.load(weights)
+    net = artefact.load(weights, precision=exported.keras_precision(runtime, precision))
     spec = net.preprocessing
-    forward = tf.function(
-        lambda x: tf.nn.softmax(net.model(preprocess.for_inference(x, spec), training=False)))
+    network = exported.load(net, (networks.PROB,), runtime, precision=precision, export_dir=export_dir)
+    forward = networks.of_frames(network, spec)
     scores, spans, frames = [], [], 0
     try:
         for batch, times, frames in _batches(path, spec, step or clips.extent(spec.clip_length, spec.stride)):
             if batch is not None:
-                scores.append(forward(tf.constant(batch)).numpy())
+                scores.append(forward(batch)[networks.PROB])
             spans += times
     except video.VideoError as error:
         raise errors.UsageError(f'--input={path}: {error}') from error
