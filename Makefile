@@ -2,11 +2,12 @@
 # make test:       set up, then run the tests.
 # make test-docs:  run every command of README and docs/ that needs nothing from elsewhere.
 # make test-torch: read full-size files that PyTorch wrote; PyTorch gets an environment of its own.
+# make test-runtimes: ONNX Runtime, OpenVINO and NNCF beside the rest, and their tests.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup quickstart test test-docs test-torch
+.PHONY: setup quickstart test test-docs test-torch test-runtimes
 
 setup: $(VENV)/ready
 
@@ -30,4 +31,11 @@ test-torch: setup $(VENV)-torch/ready
 $(VENV)-torch/ready: requirements-torch.txt
 	$(PYTHON) -m venv $(VENV)-torch
 	$(VENV)-torch/bin/python -m pip install --quiet -r requirements-torch.txt
+	touch $@
+
+test-runtimes: $(VENV)/ready-runtimes
+	$(VENV)/bin/python -m pytest -m "runtimes or not runtimes" tests/runtimes_test.py
+
+$(VENV)/ready-runtimes: $(VENV)/ready requirements-runtimes.txt
+	$(VENV)/bin/python -m pip install --quiet -r requirements-runtimes.txt
 	touch $@

@@ -51,9 +51,9 @@ def export(net: artefact.Artefact, export_dir: str, *, runtime: str, layers: tup
       errors.UsageError: a package is missing; or int8 has no records.
       errors.RunError: what was written does not compute what the Keras model does.
     """
-    packages = {name: extras.load(name).__version__ for name in _PACKAGES[runtime]}
     if runtime == 'int8' and index is None:
         raise errors.UsageError('--records is not set: int8 needs real clips that show which values occur')
+    packages = {name: extras.load(name).__version__ for name in _PACKAGES[runtime]}
     outputs = (networks.PROB, *(layer for layer in layers if layer != networks.PROB))
     # Compared with what an earlier run wrote as JSON, hence the round trip.
     described = json.loads(json.dumps({
