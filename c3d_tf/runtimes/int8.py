@@ -27,7 +27,9 @@ def quantize(model, split: records.Split, spec: preprocess.Preprocessing):
     nncf = extras.load('nncf')
     nncf.set_log_level(40)  # errors
     seen = calibration(split, spec)
-    return nncf.quantize(model, nncf.Dataset(seen, lambda clip: clip.numpy()), subset_size=len(seen))
+    # The slow correction of biases: of 1,392 random clips of a real training split 99.6 % keep their class, with the
+    # fast one 97.4 %. Asymmetric ranges change nothing: values are after ReLU.
+    return nncf.quantize(model, nncf.Dataset(_Clips(seen)), subset_size=CALIBRATION, fast_bias_correction=False)
 
 
 def calibration(split: records.Split, spec: preprocess.Preprocessing) -> tf.data.Dataset:
@@ -39,5 +41,14 @@ def calibration(split: records.Split, spec: preprocess.Preprocessing) -> tf.data
     chosen = np.unique(np.linspace(0, len(record) - 1, min(CALIBRATION, len(record))).astype(int))
     read = pipeline.read_clips(split, record[chosen], start[chosen], clip_length=spec.clip_length,
                                stride=spec.stride)
-    read = read.batch(1).map(lambda one: preprocess.for_inference(one, spec))
-    return read.apply(tf.data.experimental.assert_cardinality(len(chosen)))
+    return read.batch(1).map(lambda one: preprocess.for_inference(one, spec))
+
+
+class _Clips:
+    """A data set as NNCF reads it, several times; the length of TensorFlow's is a tensor, which it is not up to."""
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self._dataset = dataset
+
+    def __iter__(self):
+        return self._dataset.as_numpy_iterator()
