@@ -129,7 +129,7 @@ class Flags:
         add('train', enum, 'head', 'fc', 'fc (fc6 and fc7, the paper) or pool (average, for little '
             'data)', enum_values=['fc', 'pool'])
         add('train', real, 'dropout', 0.5, 'share of units dropped', lower_bound=0.0, upper_bound=0.99)
-        add('train features export', enum, 'precision', 'float32', 'of activations; weights are float32',
+        add('train predict features export', enum, 'precision', 'float32', 'of activations; weights are float32',
             enum_values=['float32', 'bfloat16', 'float16'])
         add('prepare train', integer, 'clip_length', 16, 'frames of a clip', lower_bound=1)
         add('train', integer, 'crop_size', 112, 'side of the square that the network sees',
@@ -212,7 +212,8 @@ class Flags:
             'artefact; empty: --workdir/model.keras; for import_weights: what is written')
         add('evaluate features similarity visualize', enum, 'split', 'test', 'of the records',
             enum_values=['train', 'val', 'test'])
-        add('evaluate', integer, 'clips', 10, 'clips a video, for random and uniform', lower_bound=1)
+        add('evaluate export', integer, 'clips', 10, 'clips a video, for random and uniform; for export: for its '
+            'comparison with other runtimes', lower_bound=1)
         add('evaluate', enum, 'clip_choice', 'random', 'random (the paper), uniform, or all (every '
             '--step frames)', enum_values=['random', 'uniform', 'all'])
         add('evaluate predict features visualize', integer, 'step', 0, "frames between clips' starts; "
@@ -297,7 +298,11 @@ class Flags:
             'hwc', enum_values=['', 'chw', 'hwc'])
         add('import_weights', boolean, 'dry_run', False, 'print the table, write nothing')
 
-        add('export', string, 'export_dir', '', "folder of the model's versions")
+        add('predict features export', enum, 'runtime', 'tensorflow', 'what runs the network: tensorflow, openvino '
+            'or int8 (OpenVINO with what export made); for export also onnx; see docs/runtimes.md',
+            enum_values=['tensorflow', 'onnx', 'openvino', 'int8'])
+        add('predict features export', string, 'export_dir', '', "folder of the model's versions; for predict and "
+            'features: where the int8 network is')
         add('export', integer, 'max_clips', 64, 'clips of one example that are scored', lower_bound=1)
         add('export', string, 'check', '', 'inspect and time this exported folder, and export nothing')
 

@@ -91,15 +91,17 @@ def _predict(f) -> str | None:
     from c3d_tf import predict
     from c3d_tf.data import streams
 
+    network = {'precision': f.precision, 'runtime': f.runtime, 'export_dir': f.export_dir}
     if streams.is_live(f.input):
         if f.render or f.heatmap:
             raise errors.UsageError('--render and --heatmap draw on a file; --input is live')
-        predict.live(f.input, _weights(f), step=f.step, top_k=f.top_k, duration=f.duration, as_json=f.json)
+        predict.live(f.input, _weights(f), step=f.step, top_k=f.top_k, duration=f.duration, as_json=f.json,
+                     **network)
         return None
     if f.duration:
         raise errors.UsageError(f'--duration={f.duration:g} ends live input; --input={f.input} is not live')
     result = predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k, render=f.render,
-                             heatmap=f.heatmap, overwrite=f.overwrite, quiet=f.json)
+                             heatmap=f.heatmap, overwrite=f.overwrite, quiet=f.json, **network)
     predict.show(result, as_json=f.json)
     return os.path.dirname(os.path.abspath(f.render)) if f.render else None
 
@@ -112,9 +114,9 @@ def _features(f) -> str:
     features.extract(
         f.output, _weights(f), videos=f.input, records_dir=f.records, split=f.split,
         layers=tuple(f.layers) or ('fc6',), step=f.step, pool=f.pool, file_format=f.format,
-        precision=f.precision, batch_size=f.eval_batch_size, num_workers=f.num_workers, video_timeout=f.video_timeout,
-        lock_timeout=f.lock_timeout, max_failures=f.max_failures, runner=f.runner,
-        beam_options=tuple(f.beam_options), overwrite=f.overwrite)
+        precision=f.precision, runtime=f.runtime, export_dir=f.export_dir, batch_size=f.eval_batch_size,
+        num_workers=f.num_workers, video_timeout=f.video_timeout, lock_timeout=f.lock_timeout,
+        max_failures=f.max_failures, runner=f.runner, beam_options=tuple(f.beam_options), overwrite=f.overwrite)
     return f.output
 
 
@@ -194,7 +196,8 @@ def _export(f) -> str | None:
         check.check(f.check)
         return None
     export.export(_weights(f), f.export_dir, top_k=f.top_k, max_clips=f.max_clips, layers=tuple(f.layers),
-                  precision=f.precision, overwrite=f.overwrite)
+                  precision=f.precision, runtime=f.runtime, records_dir=f.records, num_clips=f.clips,
+                  overwrite=f.overwrite)
     return f.export_dir
 
 
@@ -302,6 +305,8 @@ def _next(f) -> list[str]:
     door = usage.DOOR
     if f.mode[-1] == 'prepare':
         return [f'  {door} --mode=train --records={f.records} --workdir=runs/NAME']
+    if f.mode[-1] == 'export' and f.runtime != 'tensorflow':
+        return ['  docs/runtimes.md says how to use it']
     if f.mode[-1] == 'export':
         return [f'  {door} --mode=export --check={f.export_dir}/N', '  export/README.md has the server and a client']
     lines = [f'  {door} --mode=predict --workdir={f.workdir} --input=VIDEO']

@@ -25,6 +25,8 @@ from c3d_tf.models import deconvolution
 from c3d_tf.rendering import heatmap as heatmaps
 from c3d_tf.rendering import panel
 from c3d_tf.rendering import render as rendering
+from c3d_tf.runtimes import exported
+from c3d_tf.runtimes import networks
 from c3d_tf.weights import artefact
 
 BATCH = 8  # clips at once: more is no faster on a CPU
@@ -32,7 +34,8 @@ LATENCIES = 1000  # of the newest clips, whose median and 90th percentile are sh
 
 
 def predict(
-    path: str, weights: str, *, step: int = 0, top_k: int = 5, render: str = '', heatmap: bool = False,
+    path: str, weights: str, *, step: int = 0, top_k: int = 5, precision: str = 'float32',
+    runtime: str = 'tensorflow', export_dir: str = '', render: str = '', heatmap: bool = False,
     overwrite: bool = False, quiet: bool = True,
 ) -> dict:
     """Classifies one video; memory stays flat however long it is.
@@ -43,8 +46,9 @@ def predict(
       step: frames from one clip's start to the next; 0 means a clip's extent. A tail shorter than a
         clip is dropped; a video shorter than a clip starts over.
       top_k: classes to name.
+      precision, runtime, export_dir: see `features.extract`.
       render: an MP4 to write, the video with its classes over time below it; '' for none.
-      heatmap: lays Grad-CAM of each clip's class over that video; the network computes in float32 then.
+      heatmap: lays Grad-CAM of each clip's class over that video; `precision` is float32 then.
       overwrite: replaces `render` where it exists.
       quiet: shows no progress.
 
@@ -62,16 +66,17 @@ def predict(
     if not os.path.exists(path):
         raise errors.UsageError(f'--input={path}: no such file')
     _check_render(path, render, heatmap, overwrite)
-    net = artefact.load(weights, precision='float32' if heatmap else '')
+    precision = 'float32' if heatmap else precision
+    net = artefact.load(weights, precision=exported.keras_precision(runtime, precision))
     spec = net.preprocessing
     layer = _last_maps(net.model) if heatmap else ''
-    forward = _forward(net)
+    forward = _forward(net, precision, runtime, export_dir)
     scores, spans, cells = [], [], []
     progress = None if quiet else console.Progress('predict', video.claimed(path), 'frames')
     frames = _Counted(path, spec.frame_size, progress)
     try:
         for batch, times in _batches(frames, spec, step or clips.extent(spec.clip_length, spec.stride)):
-            scores.append(forward(tf.constant(batch)).numpy())
+            scores.append(forward(batch))
             if heatmap:
                 seen = preprocess.for_inference(tf.constant(batch), spec)
                 cells.append(gradcam.cells(net.model, layer, seen, scores[-1].argmax(axis=1)))
@@ -101,8 +106,8 @@ def predict(
 
 
 def live(
-    given: str, weights: str, *, step: int = 0, top_k: int = 5, duration: float = 0.0,
-    as_json: bool = False,
+    given: str, weights: str, *, step: int = 0, top_k: int = 5, precision: str = 'float32',
+    runtime: str = 'tensorflow', export_dir: str = '', duration: float = 0.0, as_json: bool = False,
 ) -> dict:
     """Classifies a live stream, always its newest clip, and prints a line for each.
 
@@ -112,6 +117,7 @@ def live(
       step: frames that must have come since the last clip; 0 means a clip's extent, so that clips follow
         one another. Where the network is slower than that, frames are dropped.
       top_k: classes to name.
+      precision, runtime, export_dir: see `features.extract`.
       duration: seconds after which it ends; 0: with the stream, or by Ctrl-C.
       as_json: prints one JSON object a line.
 
@@ -124,12 +130,12 @@ def live(
       errors.UsageError: nothing can be read there.
       errors.RunError: not one clip came, or the stream broke and did not come back.
     """
-    net = artefact.load(weights)
+    net = artefact.load(weights, precision=exported.keras_precision(runtime, precision))
     spec = net.preprocessing
     length = clips.extent(spec.clip_length, spec.stride)
-    forward = _forward(net)
+    forward = _forward(net, precision, runtime, export_dir)
     # The first call takes seconds.
-    forward(tf.zeros((1, spec.clip_length, *spec.frame_size, 3), tf.uint8))
+    forward(np.zeros((1, spec.clip_length, *spec.frame_size, 3), np.uint8))
     total, count, last, dropped = 0, 0, 0, 0
     latencies = collections.deque(maxlen=LATENCIES)
     with streams.Stream(given, size=spec.frame_size, length=length) as stream:
@@ -138,7 +144,7 @@ def live(
 
         try:
             while shot := stream.newest(last + (step or length), left()):
-                scores = forward(tf.constant(shot.images[None, ::spec.stride])).numpy()[0]
+                scores = forward(shot.images[None, ::spec.stride])[0]
                 latencies.append((time.monotonic() - shot.arrived) * 1e3)
                 dropped += max(0, shot.last - length - last)
                 total, count, last = total + scores, count + 1, shot.last
@@ -163,11 +169,11 @@ def live(
     return result
 
 
-def _forward(net: artefact.Artefact):
+def _forward(net: artefact.Artefact, precision: str, runtime: str, export_dir: str):
     """Returns the function clips uint8 [N, T, H, W, 3] → probabilities float32 [N, K]."""
-    spec = net.preprocessing
-    return tf.function(
-        lambda x: tf.nn.softmax(net.model(preprocess.for_inference(x, spec), training=False)))
+    network = exported.load(net, (networks.PROB,), runtime, precision=precision, export_dir=export_dir)
+    of_frames = networks.of_frames(network, net.preprocessing)
+    return lambda clips: of_frames(clips)[networks.PROB]
 
 
 def _check_render(path: str, render: str, heatmap: bool, overwrite: bool) -> None:

@@ -8,8 +8,6 @@ import shutil
 import time
 import uuid
 
-import tensorflow as tf
-
 from c3d_tf.common import console
 from c3d_tf.common import files
 from c3d_tf.common import locks
@@ -117,8 +115,7 @@ class WorkList:
         with contextlib.closing(decoders.batches(next_job, **decoding)) as batches:
             for batch in batches:
                 if batch.rows:
-                    values = forward(tf.constant(batch.clips))
-                    values = {layer: value.numpy() for layer, value in values.items()}
+                    values = forward(batch.clips)
                 for row, (number, start, seconds) in enumerate(batch.rows):
                     writer = self._writers.get(number) or self._open(number)
                     writer.add(start, seconds, {layer: value[row] for layer, value in values.items()})
