@@ -3,7 +3,7 @@
 
 import json
 import os
-import shutil
+import tempfile
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +12,7 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import preprocess
 from c3d_tf.serving import signatures
 from c3d_tf.serving import warmup
@@ -79,8 +80,8 @@ def export(
     described = json.loads(json.dumps({
         'weights_sha256': net.sha256, 'top_k': top_k, 'max_clips': max_clips, 'layers': layers,
         'precision': precision, 'preprocessing': net.preprocessing.to_json(), 'c3d_tf': __version__}))
-    versions = sorted(int(name) for name in os.listdir(export_dir) if name.isdigit()) if (
-        os.path.isdir(export_dir)) else []
+    versions = sorted(int(name) for name in storage.listdir(export_dir) if name.isdigit()) if (
+        storage.isdir(export_dir)) else []
     if versions and not overwrite:
         newest = os.path.join(export_dir, str(versions[-1]))
         if files.read_json(os.path.join(newest, DESCRIPTION)) == {**described, 'version': versions[-1]}:
@@ -89,23 +90,24 @@ def export(
 
     described['version'] = versions[-1] + 1 if versions else 1
     target = os.path.join(export_dir, str(described['version']))
-    temporary = os.path.join(export_dir, f'.writing-{os.getpid()}')
-    os.makedirs(export_dir, exist_ok=True)
-    for name in os.listdir(export_dir):
+    temporary = tempfile.mkdtemp() if storage.scheme(export_dir) else os.path.join(
+        export_dir, f'.writing-{os.getpid()}')
+    storage.makedirs(export_dir)
+    for name in storage.listdir(export_dir):
         if name.startswith('.writing-'):  # left by a run that was killed; no server looks at such names
-            shutil.rmtree(os.path.join(export_dir, name))
+            storage.rmtree(os.path.join(export_dir, name))
     module = signatures.Serving(net, top_k=top_k, max_clips=max_clips, layers=layers)
     functions = module.signatures()
     tf.saved_model.save(module, temporary, signatures=functions)
     files.write_text(os.path.join(temporary, LABELS), ''.join(f'{name}\n' for name in net.class_names))
     files.write_json(os.path.join(temporary, DESCRIPTION), described)
-    model = os.path.basename(os.path.abspath(export_dir))
+    model = os.path.basename(storage.abspath(export_dir))
     warmup.write(temporary, model, list(functions), net.preprocessing)
     difference = _difference(temporary, net)
     if not difference <= TOLERANCE[precision]:
         raise errors.RunError(f'{temporary}: the export differs from the Keras model by {difference:.1e}, '
                               f'more than {TOLERANCE[precision]:g}')
-    os.rename(temporary, target)
+    storage.rename(temporary, target, last='saved_model.pb')  # without it a server sees no version
     console.say(f'export: wrote {target}: {", ".join(functions)}; loaded back, it differs from the Keras '
                 f'model by {difference:.1e} at most')
     return target

@@ -8,7 +8,6 @@ it: a lock file a video says who is at it.
 import contextlib
 import json
 import os
-import shutil
 import time
 
 import av
@@ -21,6 +20,7 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.common import locks
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import descriptors
 from c3d_tf.data import inputs
@@ -117,7 +117,8 @@ def extract(
         run = work_list.WorkList(output, found, store, held, settings)
         run.work(_network(net, list(chosen)), cutting=cutting, batch_size=batch_size,
                  clip_shape=(spec.clip_length, *spec.frame_size, 3), video_timeout=video_timeout,
-                 num_workers=num_workers or os.cpu_count())
+                 num_workers=num_workers or os.cpu_count(),
+                 in_process=any(map(storage.private, [records_dir, *(one.path for one in found)])))
         while not held.take('finish'):  # the last process that comes here finds nothing left to do
             time.sleep(0.2)
         store.finish([one.name for one in found])
@@ -173,7 +174,7 @@ def _claim(output: str, settings: dict, overwrite: bool) -> None:
     if before and (before['settings'] != settings or overwrite and before['complete']):
         descriptors.clear(output)
         for folder in (work_list.REASONS, work_list.WORK):
-            shutil.rmtree(os.path.join(output, folder), ignore_errors=True)
+            storage.rmtree(os.path.join(output, folder), ignore_errors=True)
         before = None
     if before is None:
         files.write_json(path, {'settings': settings, 'complete': False})

@@ -12,6 +12,7 @@ from c3d_tf import flags
 from c3d_tf import usage
 from c3d_tf.common import console
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 
 # The verbs import TensorFlow, so they are imported when they run: help and wrong use answer at once.
 
@@ -168,7 +169,7 @@ def _import_weights(f) -> str | None:
         f.source, '' if f.dry_run else _needed(f, 'weights'), mean='' if f.mean == 'volume' else f.mean,
         labels=f.labels, channel_order=f.channel_order, pool5=f.pool5, flip_time=f.flip_time,
         fc6_order=f.fc6_order, frame_size=f.frame_size, reinit=tuple(f.reinit), overwrite=f.overwrite)
-    return None if f.dry_run else os.path.dirname(os.path.abspath(f.weights))
+    return None if f.dry_run else os.path.dirname(storage.abspath(f.weights))
 
 
 def _export(f) -> str | None:
@@ -259,6 +260,7 @@ def _run(argv: list[str]) -> int:
         console.say(usage.help_text(known, f.mode))
         return errors.EXIT_OK if f.help else errors.EXIT_USAGE
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    _check_remote(known)
     for verb in f.mode:
         where = MODES[verb](f)
         if where:
@@ -268,6 +270,16 @@ def _run(argv: list[str]) -> int:
     if where and f.mode[-1] in ('prepare', 'train', 'evaluate', 'export'):
         console.say('\n'.join(['next:', *_next(f)]))
     return errors.EXIT_OK
+
+
+def _check_remote(known: flags.Flags) -> None:
+    """Refuses paths that nothing here serves, before any work."""
+    f = known.values
+    for name in {name for verb in f.mode for name in known.of(verb)}:
+        for value in f[name].value if isinstance(f[name].value, list) else [f[name].value]:
+            if isinstance(value, str) and storage.scheme(value):
+                _start_tensorflow()
+                storage.check(value)
 
 
 def _start_tensorflow() -> None:

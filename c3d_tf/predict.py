@@ -2,7 +2,6 @@
 """A video file → what happens in it: the top classes, and a timeline."""
 
 import json
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import preprocess
 from c3d_tf.data import sources
@@ -40,7 +40,7 @@ def predict(path: str, weights: str, *, step: int = 0, top_k: int = 5) -> dict:
     """
     if not path:
         raise errors.UsageError('--input is not set: expected a video file or a folder of images')
-    if not os.path.exists(path):
+    if not storage.exists(path):
         raise errors.UsageError(f'--input={path}: no such file')
     net = artefact.load(weights)
     spec = net.preprocessing

@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import os
-import shutil
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import datasets
 from c3d_tf.data import encode_video
@@ -85,7 +85,7 @@ def prepare(
         return index
 
     tasks = _plan(dataset, records_dir)
-    os.makedirs(os.path.join(records_dir, PROGRESS), exist_ok=True)
+    storage.makedirs(os.path.join(records_dir, PROGRESS))
     files.remove_leftovers(records_dir)
     files.remove_leftovers(os.path.join(records_dir, PROGRESS))
     files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), described)
@@ -112,7 +112,7 @@ def prepare(
     }
     index['channel_means'] = _write_mean(records.Index(records_dir, index), clip_length)
     files.write_json(os.path.join(records_dir, records.INDEX), index)  # last: it says "complete"
-    shutil.rmtree(os.path.join(records_dir, PROGRESS))
+    storage.rmtree(os.path.join(records_dir, PROGRESS))
     _summarise(index, records_dir)
     return index
 
@@ -135,9 +135,9 @@ def _existing(records_dir: str, described: dict, overwrite: bool) -> dict | None
     before = index['settings'] if index else files.read_json(
         os.path.join(records_dir, PROGRESS, 'settings.json'))
     if index and (lost := [s['file'] for part in index['splits'].values() for s in part['shards']
-                           if not os.path.exists(os.path.join(records_dir, s['file']))]):
+                           if not storage.exists(os.path.join(records_dir, s['file']))]):
         console.say(f'prepare: {lost[0]} is gone; the records are made anew')
-        os.remove(os.path.join(records_dir, records.INDEX))
+        storage.remove(os.path.join(records_dir, records.INDEX))
         index = None
     # An unfinished run of the same settings goes on, with --overwrite as well.
     if before is None or before == described and not (overwrite and index):
@@ -147,10 +147,10 @@ def _existing(records_dir: str, described: dict, overwrite: bool) -> dict | None
             records_dir, before, described,
             'Give another --records folder, or --overwrite to make them anew.')
     # The index first: without it nobody takes the rest for complete.
-    for name in sorted(os.listdir(records_dir), key=lambda name: name != records.INDEX):
+    for name in sorted(storage.listdir(records_dir), key=lambda name: name != records.INDEX):
         if name.endswith('.tfrecord') or name in (records.INDEX, records.MEAN, records.SKIPPED):
-            os.remove(os.path.join(records_dir, name))
-    shutil.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)
+            storage.remove(os.path.join(records_dir, name))
+    storage.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)
     return None
 
 
@@ -173,7 +173,7 @@ def _plan(dataset: datasets.Dataset, records_dir: str) -> list[local_runner.Task
 def _check_failures(failed: int, max_failures: int, records_dir: str) -> None:
     if 0 <= max_failures < failed:
         path = os.path.join(records_dir, records.SKIPPED)
-        with open(path, encoding='utf-8') as file:
+        with storage.open(path, encoding='utf-8') as file:
             first = json.loads(file.readline())
         raise errors.RunError(
             f'{failed} videos could not be read, {max_failures} are tolerated; see {path}.\n'
@@ -223,7 +223,7 @@ def _write_mean(index: records.Index, clip_length: int) -> list[float]:
 def _summarise(index: dict, records_dir: str) -> None:
     for name, part in index['splits'].items():
         frames = sum(sum(shard['frames']) for shard in part['shards'])
-        size = sum(os.path.getsize(os.path.join(records_dir, s['file'])) for s in part['shards'])
+        size = sum(storage.getsize(os.path.join(records_dir, s['file'])) for s in part['shards'])
         console.say(f'  {name}: {part["videos"]} videos, {frames} frames, '
                     f'{len(part["shards"])} shard{"s" * (len(part["shards"]) > 1)}, {size / 1e6:.1f} MB')
         empty = [index['class_names'][i] for i, n in enumerate(part['videos_per_class']) if not n]

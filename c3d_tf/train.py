@@ -6,10 +6,8 @@ position, so a run that was killed goes on from its last checkpoint to the same 
 """
 
 import dataclasses
-import glob
 import math
 import os
-import shutil
 import signal
 import time
 
@@ -21,6 +19,7 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
@@ -107,8 +106,8 @@ def fit(
         raise errors.UsageError(f'--min_scale={recipe.min_scale:g} needs --random_crop')
     checkpoints = os.path.join(workdir, 'checkpoints')
     files.remove_leftovers(workdir)
-    for path in glob.glob(os.path.join(glob.escape(checkpoints), 'ckpt-*_temp')):
-        shutil.rmtree(path)  # a checkpoint that was being written when its run was killed
+    for path in storage.glob(os.path.join(storage.escape(checkpoints), 'ckpt-*_temp')):
+        storage.rmtree(path)  # a checkpoint that was being written when its run was killed
     manager = tf.train.CheckpointManager(trainer.checkpoint, checkpoints, 2)
     if manager.latest_checkpoint:
         trainer.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
@@ -169,7 +168,7 @@ def fit(
     path = os.path.join(workdir, MODEL)
     if validation:
         with files.replacing(path) as temporary:
-            shutil.copyfile(os.path.join(workdir, BEST), temporary)
+            storage.copy(os.path.join(workdir, BEST), temporary)
     else:
         save(MODEL, f'{kind} at step {step}, the last')
     result = {'status': 'done', 'steps': step, 'seconds': round(time.time() - started, 1),
@@ -255,7 +254,7 @@ def _settings(recipe: Recipe, index: records.Index) -> dict:
     return {**recipe_values, 'reinit': list(recipe.reinit), 'freeze': list(recipe.freeze),
             'records': index.fingerprint,
             'files': {path: files.sha256(path) for path in (recipe.mean, recipe.init_from)
-                      if os.path.isfile(path)}}
+                      if storage.isfile(path)}}
 
 
 def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
@@ -265,13 +264,13 @@ def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     before = result and {**dataclasses.asdict(Recipe()), **result['settings']}
     if overwrite and result and (result['status'], before) != ('running', settings):
         # A run of the same recipe that was stopped goes on, with --overwrite as well.
-        shutil.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
+        storage.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
         for name in (MODEL, BEST):
-            if os.path.exists(os.path.join(workdir, name)):
-                os.remove(os.path.join(workdir, name))
+            if storage.exists(os.path.join(workdir, name)):
+                storage.remove(os.path.join(workdir, name))
         return None
     if result is None or before == settings:
-        done = result and result['status'] == 'done' and os.path.exists(os.path.join(workdir, MODEL))
+        done = result and result['status'] == 'done' and storage.exists(os.path.join(workdir, MODEL))
         return result if done else None
     raise errors.changed_settings(
         f'the run in {workdir}', before, settings,

@@ -2,19 +2,30 @@
 """Files that are complete or absent: written under a temporary name, then renamed."""
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
 import re
-import shutil
+import tempfile
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 
 
 @contextlib.contextmanager
 def replacing(path: str):
-    """Yields a temporary path beside `path`; renames it to `path` when the block ends well."""
+    """Yields a temporary path beside `path`; renames it to `path` when the block ends well.
+
+    Where `path` has a scheme, the temporary one is local and is copied; see `storage`.
+    """
+    if storage.scheme(path):
+        storage.check(path)
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = os.path.join(folder, os.path.basename(path))
+            yield temporary
+            storage.makedirs(os.path.dirname(path))
+            storage.copy(temporary, path)
+        return
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f'{path}.tmp-{os.getpid()}'
     try:
@@ -27,11 +38,11 @@ def replacing(path: str):
 
 def remove_leftovers(directory: str) -> None:
     """Deletes what a killed `replacing` left in the directory, and nothing else."""
-    for path in glob.glob(os.path.join(glob.escape(directory), '*.tmp-*')):
-        if re.search(r'\.tmp-\d+$', path) and os.path.isfile(path):
-            os.remove(path)
+    for path in storage.glob(os.path.join(storage.escape(directory), '*.tmp-*')):
+        if re.search(r'\.tmp-\d+$', path) and storage.isfile(path):
+            storage.remove(path)
         elif re.search(r'\.keras\.tmp-\d+\.d$', path):  # what artefact.save works in
-            shutil.rmtree(path)
+            storage.rmtree(path)
 
 
 def write_text(path: str, text: str) -> None:
@@ -51,7 +62,7 @@ def read_json(path: str):
       errors.RunError: the file is not JSON.
     """
     try:
-        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+        with storage.open(path, encoding='utf-8', errors='surrogateescape') as file:
             return json.load(file)
     except FileNotFoundError:
         return None
@@ -61,7 +72,7 @@ def read_json(path: str):
 
 def sha256(path: str) -> str:
     """Returns the file's SHA-256 as 64 hexadecimal digits."""
-    with open(path, 'rb') as file:
+    with storage.open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 

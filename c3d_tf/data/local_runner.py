@@ -8,12 +8,12 @@ again without that video. Only the workers import TensorFlow.
 import collections
 import dataclasses
 import multiprocessing.connection
-import os
 import time
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import datasets
 from c3d_tf.data import workers
 
@@ -36,13 +36,13 @@ class Task:
 
     def finished(self) -> bool:
         report = files.read_json(self.report)
-        if (report is None or not os.path.exists(self.path)
-                or os.path.getsize(self.path) != report['bytes']):
+        if (report is None or not storage.exists(self.path)
+                or storage.getsize(self.path) != report['bytes']):
             return False
         # A file that was skipped and has come or changed since is tried again.
-        written = os.path.getmtime(self.report)
+        written = storage.getmtime(self.report)
         paths = [skip['path'] for skip in report['skipped']]
-        return not any(os.path.exists(path) and os.lstat(path).st_ctime > written for path in paths)
+        return not any(storage.exists(path) and storage.getctime(path) > written for path in paths)
 
 
 def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> None:
@@ -63,11 +63,14 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
     todo = collections.deque(i for i, task in enumerate(tasks) if not task.finished())
     done = total - sum(len(tasks[i].examples) for i in todo)
     progress = console.Progress('prepare', total, 'videos', done=done)
+    # ram:// lies in this process alone.
+    in_process = any(storage.private(path) for task in tasks
+                     for path in (task.path, *(example.path for _, _, example in task.examples)))
     given_up = collections.defaultdict(dict)  # task → {example: reason}
     at_work = []
     try:
         for _ in range(min(num_workers, len(todo))):
-            at_work.append(_Worker(work))
+            at_work.append(_Worker(work, in_process))
             at_work[-1].give(todo.popleft(), tasks, given_up)
         while at_work:
             heard = multiprocessing.connection.wait([w.connection for w in at_work], timeout=0.5)
@@ -90,7 +93,7 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
                     given_up[worker.task][worker.example] = reason
                     worker.stop()
                     at_work.remove(worker)
-                    at_work.append(_Worker(work))
+                    at_work.append(_Worker(work, in_process))
                     at_work[-1].give(worker.task, tasks, given_up)
             progress.update(done + sum(worker.finished for worker in at_work))
     finally:
@@ -103,8 +106,8 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
 class _Worker(workers.Worker):
     """A worker process and the shard it has."""
 
-    def __init__(self, work):
-        super().__init__(_live)
+    def __init__(self, work, in_process: bool):
+        super().__init__(_live, in_process)
         self.connection.send(work)
 
     def give(self, number: int, tasks: list[Task], given_up: dict) -> None:
@@ -120,7 +123,7 @@ class _Worker(workers.Worker):
 
 def _live(connection) -> None:
     """A worker's life: shards in, one 'done' or 'failed' each out."""
-    with console.quiet():
+    with workers.quiet():
         work = connection.recv()  # unpickling imports TensorFlow
     last = (None, 0.0)
 

@@ -7,13 +7,13 @@ A CSV with the header `a,b,same,fold`, ASLAN's own View2.mat, or drawn from labe
 import collections
 import csv
 import dataclasses
-import os
 from collections.abc import Mapping
 
 import numpy as np
 
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 
 COLUMNS = ('a', 'b', 'same', 'fold')
 CLASSES = ('class_a', 'class_b')  # columns that may follow; with them leaks are found
@@ -56,7 +56,7 @@ def read(path: str) -> Pairs:
       errors.UsageError: the file is missing or is neither; in a CSV, a fold lacks one of the two kinds,
         or a video or a class is in several folds, so that the test would not be on unseen actions.
     """
-    if not os.path.isfile(path):
+    if not storage.isfile(path):
         raise errors.UsageError(f'--pairs={path}: no such file; expected a CSV with the header '
                                 f'{",".join(COLUMNS)}, or ASLAN\'s View2.mat')
     if path.lower().endswith('.mat'):
@@ -142,7 +142,7 @@ def _draw_fold(class_names, members, groups, each: int, rng) -> list[tuple[str, 
 
 
 def _read_csv(path: str) -> Pairs:
-    with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
+    with storage.open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
         rows = list(csv.reader(file))
     header = [name.strip() for name in rows[0]] if rows else []
     missing = [name for name in COLUMNS if name not in header]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import inputs
 from c3d_tf.data import records
 from c3d_tf.data import sources
@@ -52,7 +53,7 @@ def frames(spans: tuple[tuple[str, int, int], ...]) -> Iterator[video.Frame | No
     """
     last = -1
     for path, offset, length in spans:
-        with open(path, 'rb') as file:
+        with storage.open(path, 'rb') as file:
             file.seek(offset)
             try:
                 example = tf.train.SequenceExample.FromString(file.read(length))
@@ -77,7 +78,7 @@ def frames(spans: tuple[tuple[str, int, int], ...]) -> Iterator[video.Frame | No
 
 def _records(path: str, count: int) -> Iterator[tuple[int, int, tf.train.Features]]:
     """Yields (offset, length, context) of every record; the images are jumped over."""
-    with open(path, 'rb') as file:
+    with storage.open(path, 'rb') as file:
         for _ in range(count):
             header = file.read(_HEADER.size)
             offset = file.tell()

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 
 IMAGE = 'image/encoded'                # feature list, bytes: one JPEG or PNG a frame
 TIMESTAMP = 'image/timestamp'          # feature list, int64: µs, strictly increasing
@@ -130,7 +131,7 @@ class Split:
 
     @property
     def num_bytes(self) -> int:
-        return sum(os.path.getsize(path) for path in self.files)
+        return sum(storage.getsize(path) for path in self.files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Index:
 
     def mean(self) -> np.ndarray:
         """Returns float32 [16, H, W, 3], the mean clip of the training split."""
-        return np.load(os.path.join(self.directory, MEAN), allow_pickle=False)
+        return np.load(storage.readable(os.path.join(self.directory, MEAN)), allow_pickle=False)
 
     def split(self, name: str) -> Split:
         """Returns a split's records.
@@ -177,7 +178,7 @@ class Index:
         spans = np.concatenate([np.asarray(s['records'], np.int64) for s in shards])
         frames = np.concatenate([np.asarray(s['frames'], np.int64) for s in shards])
         paths = tuple(os.path.join(self.directory, s['file']) for s in shards)
-        missing = [path for path in paths if not os.path.exists(path)]
+        missing = [path for path in paths if not storage.exists(path)]
         if missing:
             raise errors.RunError(f'{missing[0]} is gone ({len(missing)} of {len(paths)} shards '
                                   'are missing); run --mode=prepare again')

@@ -9,6 +9,8 @@ import av.video.reformatter
 import cv2
 import numpy as np
 
+from c3d_tf.common import storage
+
 
 class Frame(NamedTuple):
     """One decoded frame.
@@ -54,7 +56,8 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
     reason = 'no frame could be decoded'
     try:
         # `file:` keeps a name such as 'a:b.avi' or '-x.mp4' from being read as a protocol or option.
-        with av.open(f'file:{path}', metadata_errors='replace') as container:
+        source = storage.readable(path) if storage.scheme(path) else f'file:{path}'
+        with av.open(source, metadata_errors='replace') as container:
             if not container.streams.video:
                 raise VideoError('no video stream in the file')
             stream = container.streams.video[0]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every verb on ram:// in one process, which proves that no `open` and no `os` is left on such paths; and
+the refusal of what nothing serves."""
+
+import builtins
+import contextlib
+import glob
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from c3d_tf import main
+from c3d_tf.common import storage
+
+TINY = ['--width=0.03', '--crop_size=32', '--clip_length=8', '--batch_size=4', '--steps=2', '--log_every=1']
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """Fails on a path with a scheme that reaches Python's own functions for local files."""
+    def guard(module, name):
+        real = getattr(module, name)
+
+        def checked(*arguments, **options):
+            for value in arguments[:2]:
+                if isinstance(value, (str, os.PathLike)) and '://' in os.fspath(value):
+                    raise AssertionError(f'{module.__name__}.{name}({value!r})')
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, checked)
+
+    for module, names in {
+            builtins: ['open'], io: ['open'], glob: ['glob', 'iglob'],
+            os: ['open', 'stat', 'lstat', 'listdir', 'scandir', 'walk', 'makedirs', 'mkdir', 'remove', 'unlink',
+                 'rename', 'replace', 'rmdir', 'utime', 'access', 'link', 'symlink'],
+            os.path: ['exists', 'lexists', 'isfile', 'isdir', 'getsize', 'getmtime', 'abspath', 'realpath',
+                      'normpath', 'commonpath'],
+            shutil: ['copyfile', 'copytree', 'move', 'rmtree']}.items():
+        for name in names:
+            guard(module, name)
+
+
+def _run(*arguments) -> None:
+    assert main.main(['c3d_tf', *arguments]) == 0, arguments
+
+
+@pytest.fixture(scope='module')
+def videos(folder) -> str:
+    """The six videos of `folder` in this process's memory."""
+    for name in ('train/ball/a.avi', 'train/ball/b.mp4', 'train/water/c.avi', 'train/water/d.avi',
+                 'test/ball/e.avi', 'test/water/f.mp4'):
+        target = f'ram://videos/{name}'
+        tf.io.gfile.makedirs(os.path.dirname(target))
+        tf.io.gfile.copy(str(folder / name), target)
+    return 'ram://videos'
+
+
+def test_every_verb(videos, guarded, capfd):
+    _run('--mode=prepare', '--dataset=folder', f'--videos={videos}', '--records=ram://records',
+         '--frame_size=36x40', '--clip_length=8')
+    _run('--mode=train', '--records=ram://records', '--workdir=ram://run', *TINY)
+    _run('--mode=evaluate', '--records=ram://records', '--workdir=ram://run')
+    _run('--mode=export', '--workdir=ram://run', '--export_dir=ram://export')
+    print(capfd.readouterr().out)
