@@ -201,6 +201,8 @@ def copy(source: str, target: str) -> None:
         return
     for path in (source, target):
         check(path)
+    if private(target) and exists(target):
+        remove(target)  # TensorFlow's ram:// leaves the end of a longer file
     _remote('copy', source, target, overwrite=True)
 
 
