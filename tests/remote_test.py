@@ -3,19 +3,18 @@
 the refusal of what nothing serves."""
 
 import builtins
-import contextlib
 import glob
 import io
-import json
 import os
 import shutil
 import sys
 
-import numpy as np
 import pytest
 import tensorflow as tf
 
 from c3d_tf import main
+from c3d_tf.common import files
+from c3d_tf.common import locks
 from c3d_tf.common import storage
 
 TINY = ['--width=0.03', '--crop_size=32', '--clip_length=8', '--batch_size=4', '--steps=2', '--log_every=1']
@@ -55,9 +54,7 @@ def guarded(monkeypatch):
 
 
 def _run(*arguments) -> None:
-    import time; t=time.time()
     assert main.main(['c3d_tf', *arguments]) == 0, arguments
-    open('/tmp/pr2/times','a').write(f'{time.time()-t:.1f} {arguments[0]}\n')
 
 
 @pytest.fixture(scope='module')
@@ -99,3 +96,60 @@ def test_every_verb(videos, guarded, capfd):
     said = capfd.readouterr().out
     assert 'ram://records is complete: 8 videos, 0 skipped' in said
     assert 'ram://run/model.keras is trained already' in said
+
+
+@pytest.mark.parametrize(('words', 'expected'), [
+    (['--mode=train', '--records=foo://records', '--workdir=w'], 'foo:// is served by no package'),
+    (['--mode=train', '--records=s3://bucket/records', '--workdir=w'], 'needs the package tensorflow-io'),
+    (['--mode=svm', '--features=f,az://account/container/f', '--workdir=w'], 'requirements-io.txt'),
+    (['--mode=train', '--records=ram://nowhere', '--workdir=w'], 'ram://nowhere: no index.json there'),
+    (['--mode=predict', '--weights=ram://no.keras', '--input=ram://no.avi'], 'ram://no.avi: no such file'),
+])
+def test_wrong_paths_end_with_the_remedy(words, expected, capfd):
+    assert main.main(['c3d_tf', *words]) == 2
+    assert expected in capfd.readouterr().err
+
+
+def test_a_remote_file_is_a_file_of_python(tmp_path):
+    content = bytes(range(256)) * 9000
+    (tmp_path / 'x').write_bytes(content)
+    storage.copy(str(tmp_path / 'x'), 'ram://reader/x')
+    with storage.open('ram://reader/x', 'rb') as file:
+        assert file.read(3) == content[:3] and file.tell() == 3
+        assert file.seek(-5, os.SEEK_END) == len(content) - 5 and file.read() == content[-5:]
+        assert file.seek(2_000_000) == 2_000_000 and file.read(9) == content[2_000_000:2_000_009]
+        assert file.seek(1) == 1 and file.read() == content[1:]
+    with pytest.raises(FileNotFoundError):
+        storage.open('ram://reader/nothing')
+
+
+def test_folders_are_as_those_of_os(tmp_path):
+    for root in (str(tmp_path), 'ram://tree'):
+        for name in ('a/x.txt', 'a/b/y.txt', 'z[1]?.txt'):
+            storage.makedirs(os.path.dirname(f'{root}/{name}'))
+            files.write_text(f'{root}/{name}', 'long text')
+            files.write_text(f'{root}/{name}', 'text')
+    for function in (
+            lambda root: sorted(storage.listdir(root)),
+            lambda root: sorted((entry.name, entry.is_dir(), entry.path[len(root):])
+                                for entry in storage.scandir(root)),
+            lambda root: sorted((folder[len(root):], sorted(below), sorted(names))
+                                for folder, below, names in storage.walk(root)),
+            lambda root: [folder[len(root):] for folder, _, _ in storage.walk(root, topdown=False)],
+            lambda root: [path[len(root):] for path in storage.glob(f'{root}/{storage.escape("z[1]?")}.*')],
+            lambda root: storage.relpath(f'{root}/a/b', f'{root}/a'),
+            lambda root: storage.relpath(root, f'{root}/a'),
+            lambda root: storage.commonpath([f'{root}/a/b', f'{root}/a/c'])[len(root):],
+            lambda root: storage.getsize(f'{root}/a/x.txt'),
+            lambda root: [storage.isfile(f'{root}/{name}') for name in ('a', 'a/x.txt', 'a/n')],
+            lambda root: [storage.isdir(f'{root}/{name}') for name in ('a', 'a/x.txt', 'a/n')]):
+        assert function(str(tmp_path)) == function('ram://tree')
+
+
+def test_two_processes_do_not_share_a_lock_for_long():
+    with locks.Locks('ram://locks', 60) as one, locks.Locks('ram://locks', 60) as other:
+        assert one.take('a') and not other.take('a') and other.take('b')
+        files.write_json(one._path('a'), other._owner)  # as when both had seen none
+        assert not one.owns('a')
+        one.release('a')
+        assert not other.free(locks.digest('a'))

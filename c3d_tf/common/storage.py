@@ -10,8 +10,6 @@ rename to rely on: where there is one, it copies and deletes.
 
 import builtins
 import contextlib
-import errno
-import functools
 import glob as local_glob
 import io
 import os
@@ -21,10 +19,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from c3d_tf.common import errors
+from c3d_tf.common import remote
+from c3d_tf.common.remote import scheme
 
-# What tensorflow-io adds to TensorFlow's own ram:// and gs://.
-_OF_TENSORFLOW_IO = ('s3', 'az', 'hdfs', 'viewfs', 'har', 'oss', 'http', 'https')
 _BUFFER = 1 << 20  # bytes of a request
 
 
@@ -41,12 +38,6 @@ class Entry(NamedTuple):
         return isfile(self.path)
 
 
-def scheme(path: str) -> str:
-    """Returns what stands before ://, or '' of a local path."""
-    found = re.match(r'([a-z][a-z0-9+.-]*)://', path)
-    return found[1] if found else ''
-
-
 def check(path: str) -> None:
     """Sees to it that something serves the path; TensorFlow's own operations take it then as well.
 
@@ -54,7 +45,7 @@ def check(path: str) -> None:
       errors.UsageError: nothing does; it names the package that would.
     """
     if scheme(path):
-        _serve(scheme(path))
+        remote.serve(scheme(path))
 
 
 def private(path: str) -> bool:
@@ -62,11 +53,11 @@ def private(path: str) -> bool:
     return scheme(path) == 'ram'
 
 
-def open(path: str, mode: str = 'r', **options):  
+def open(path: str, mode: str = 'r', **options):
     """Opens a file for reading; a remote one is read as it is asked for, a megabyte at a time."""
     if not scheme(path):
         return builtins.open(path, mode, **options)
-    file = io.BufferedReader(_Reader(path), _BUFFER)
+    file = io.BufferedReader(remote.Reader(path), _BUFFER)
     return file if 'b' in mode else io.TextIOWrapper(file, **options)
 
 
@@ -77,21 +68,18 @@ def readable(path: str):
 
 @contextlib.contextmanager
 def local(path: str):
-    """Yields a local path of the same content and name: a temporary copy of a remote file or folder."""
+    """Yields a local path of the same content and name: a temporary copy of a remote file."""
     if not scheme(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        here = os.path.join(folder, os.path.basename(path.rstrip('/')))
-        if isdir(path):
-            copytree(path, here)
-        else:
-            copy(path, here)
+        here = os.path.join(folder, os.path.basename(path))
+        copy(path, here)
         yield here
 
 
 def exists(path: str) -> bool:
-    return _remote('exists', path) if scheme(path) else os.path.exists(path)
+    return remote.call('exists', path) if scheme(path) else os.path.exists(path)
 
 
 def lexists(path: str) -> bool:
@@ -99,7 +87,7 @@ def lexists(path: str) -> bool:
 
 
 def isdir(path: str) -> bool:
-    return _remote('isdir', path) if scheme(path) else os.path.isdir(path)
+    return remote.call('isdir', path) if scheme(path) else os.path.isdir(path)
 
 
 def isfile(path: str) -> bool:
@@ -107,11 +95,11 @@ def isfile(path: str) -> bool:
 
 
 def getsize(path: str) -> int:
-    return _remote('stat', path).length if scheme(path) else os.path.getsize(path)
+    return remote.call('stat', path).length if scheme(path) else os.path.getsize(path)
 
 
 def getmtime(path: str) -> float:
-    return _remote('stat', path).mtime_nsec / 1e9 if scheme(path) else os.path.getmtime(path)
+    return remote.call('stat', path).mtime_nsec / 1e9 if scheme(path) else os.path.getmtime(path)
 
 
 def getctime(path: str) -> float:
@@ -122,7 +110,7 @@ def getctime(path: str) -> float:
 def version(path: str) -> tuple[int, ...]:
     """Returns what is another once the file is replaced."""
     if scheme(path):
-        stat = _remote('stat', path)
+        stat = remote.call('stat', path)
         return stat.length, stat.mtime_nsec
     stat = os.stat(path)
     return stat.st_ino, stat.st_mtime_ns
@@ -131,7 +119,7 @@ def version(path: str) -> tuple[int, ...]:
 def listdir(path: str) -> list[str]:
     if not scheme(path):
         return os.listdir(path)
-    names = (name.rstrip('/') for name in _remote('listdir', path))  # gs:// marks folders by a slash
+    names = (name.rstrip('/') for name in remote.call('listdir', path))  # gs:// marks folders by a slash
     return [name for name in names if name]
 
 
@@ -157,7 +145,7 @@ def walk(path: str, topdown: bool = True) -> Iterator[tuple[str, list[str], list
 
 
 def glob(pattern: str, **options) -> list[str]:
-    return _remote('glob', pattern) if scheme(pattern) else local_glob.glob(pattern, **options)
+    return remote.call('glob', pattern) if scheme(pattern) else local_glob.glob(pattern, **options)
 
 
 def escape(path: str) -> str:
@@ -168,14 +156,14 @@ def escape(path: str) -> str:
 def makedirs(path: str) -> None:
     """Makes the folder where it is not there."""
     if scheme(path):
-        _remote('makedirs', path)
+        remote.call('makedirs', path)
     else:
         os.makedirs(path, exist_ok=True)
 
 
 def remove(path: str) -> None:
     if scheme(path):
-        _remote('remove', path)
+        remote.call('remove', path)
     else:
         os.remove(path)
 
@@ -185,7 +173,7 @@ def rmtree(path: str, ignore_errors: bool = False) -> None:
         shutil.rmtree(path, ignore_errors=ignore_errors)
         return
     with contextlib.suppress(OSError) if ignore_errors else contextlib.nullcontext():
-        _remote('rmtree', path)
+        remote.call('rmtree', path)
 
 
 def rmdir(path: str) -> None:
@@ -203,7 +191,7 @@ def copy(source: str, target: str) -> None:
         check(path)
     if private(target) and exists(target):
         remove(target)  # TensorFlow's ram:// leaves the end of a longer file
-    _remote('copy', source, target, overwrite=True)
+    remote.call('copy', source, target, overwrite=True)
 
 
 def copytree(source: str, target: str, last: str = '') -> None:
@@ -265,88 +253,3 @@ def commonpath(paths: list[str]) -> str:
     if not start:
         return os.path.commonpath(paths)
     return f'{start}://{os.path.commonpath([path.split("://", 1)[-1] for path in paths])}'
-
-
-class _Reader(io.RawIOBase):
-    """A remote file as Python's own: seekable, and an error at once where there is none."""
-
-    def __init__(self, path: str):
-        super().__init__()
-        self.name = path
-        self._size, self._at = getsize(path), 0
-        self._file = _remote('GFile', path, 'rb')
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(offset + (0, self._at, self._size)[whence], 0)
-        return self._at
-
-    def readinto(self, buffer) -> int:
-        count = max(min(len(buffer), self._size - self._at), 0)
-        with _plain_errors(self.name):
-            self._file.seek(self._at)
-            data = self._file.read(count) if count else b''
-        buffer[:len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-def _remote(function: str, path: str, *arguments, **options):
-    """Calls a function of tf.io.gfile."""
-    gfile = _serve(scheme(path) or 'file')
-    with _plain_errors(path):
-        return getattr(gfile, function)(path, *arguments, **options)
-
-
-@contextlib.contextmanager
-def _plain_errors(path: str):
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
-    except tf.errors.OpError as error:
-        raise OSError(f'{path}: {error.message}') from error
-
-
-@functools.cache
-def _serve(name: str):
-    """Returns tf.io.gfile once it knows the scheme."""
-    import tensorflow as tf
-
-    gfile = tf.io.gfile
-    if name in gfile.get_registered_schemes():
-        return gfile
-    if name not in _OF_TENSORFLOW_IO:
-        known = sorted(f'{one}://' for one in gfile.get_registered_schemes() if one not in ('', 'file'))
-        raise errors.UsageError(f'{name}:// is served by no package that is known here; TensorFlow '
-                                f'{tf.__version__} itself serves {", ".join(known)}, and tensorflow-io '
-                                f'{", ".join(f"{one}://" for one in _OF_TENSORFLOW_IO)}')
-    try:
-        import tensorflow_io  # registers its schemes
-
-        served = name in gfile.get_registered_schemes()
-    except Exception as error:  # its native parts raise what they like where they do not fit TensorFlow
-        served, why = False, f' ({type(error).__name__}: {str(error)[:200]})'
-    else:
-        why = ''
-    if not served:
-        raise errors.UsageError(
-            f'{name}:// needs the package tensorflow-io, whose newest release does not load on TensorFlow '
-            f'{tf.__version__}{why}; requirements-io.txt makes an environment that has it '
-            '(docs/remote.md)')
-    return gfile
