@@ -326,5 +326,14 @@ def _complain(message, code: int) -> int:
     return code
 
 
+def command() -> None:
+    """The program: `main`, and the end of its process."""
+    code = main()
+    if 'tensorflow_io' in sys.modules:  # its s3:// aborts while the interpreter is taken down
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == '__main__':
-    sys.exit(main())
+    command()

@@ -119,8 +119,11 @@ def version(path: str) -> tuple[int, ...]:
 def listdir(path: str) -> list[str]:
     if not scheme(path):
         return os.listdir(path)
-    names = (name.rstrip('/') for name in remote.call('listdir', path))  # gs:// marks folders by a slash
-    return [name for name in names if name]
+    try:
+        names = remote.call('listdir', path)
+    except FileNotFoundError:  # in an object store, an empty folder is none
+        return []
+    return [name.rstrip('/') for name in names if name != '/']  # gs:// marks folders by a slash
 
 
 def scandir(path: str):

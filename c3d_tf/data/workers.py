@@ -84,8 +84,8 @@ class Worker:
         return ''
 
     def stop(self) -> None:
-        self.connection.close()
         self._process.kill()
+        self.connection.close()  # before it is waited for: a thread ends by it
         self._process.join()
 
 
