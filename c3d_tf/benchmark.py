@@ -40,6 +40,7 @@ from c3d_tf.weights import artefact
 RESULT = 'benchmark.json'
 RUNTIME = 'runtime.json'
 PREPARE_VIDEOS, PREPARE_COPIES = 24, 20  # long enough that the start of the workers does not count
+INPUT_COPIES = 20  # of 24 videos: 480 clips a pass
 STEPS, STEP_REPEATS = 6, 3  # of training: steps of a run, and runs of each kind
 FEATURE_VIDEOS, FEATURE_FRAMES = 16, 168  # at step 8: 20 clips a video
 TABLE_VIDEOS = 8  # of the runtime table, where none are given
@@ -155,15 +156,10 @@ def _train_step(bench: Bench) -> dict:
     """
     batch_size = min(bench.batch_size, 4)  # a step of full C3D takes a CPU about a second a clip
     total = STEP_REPEATS * (STEPS_AHEAD + STEPS) + 1  # all within one epoch, as in a long one
-    folder = videos.folder(bench.scratch, 8, math.ceil((total + 2) * batch_size / 8))
-    target = os.path.join(bench.scratch, 'records')
-    prepare.prepare(datasets.load('folder', videos=folder), target)
-    index = records.read_index(target)
-    spec = preprocess.Preprocessing(index.frame_size, 112, 16, 1, index.mean())
+    split, spec = _records(bench, 8, math.ceil((total + 2) * batch_size / 8))
     recipe = recipes.Recipe(batch_size=batch_size)
     trainer = trainers.Trainer(recipe, lambda: recipe.network(8), total, tf.distribute.get_strategy())
-    source = iter(pipeline.for_training(index.split('train'), spec, batch_size=batch_size, epoch=0,
-                                        **recipe.choices()))
+    source = iter(pipeline.for_training(split, spec, batch_size=batch_size, epoch=0, **recipe.choices()))
     cached = next(source)
     step = 0
 
@@ -185,6 +181,27 @@ def _train_step(bench: Bench) -> dict:
     cached_seconds, seconds = (min(times[kind]) for kind in ('cached', 'input'))
     return {'train_step/float32': (batch_size / seconds, 'clips/s', cached_seconds / seconds,
                                    'the same step on one batch in memory')}
+
+
+def _input(bench: Bench) -> dict:
+    """Records → batches that are ready for the network, beside the same number of JPEGs merely decoded."""
+    split, spec = _records(bench, 24, INPUT_COPIES)
+    recipe = recipes.Recipe(batch_size=30, random_crop=True, flip=True)
+    ours = network.best(lambda: sum(1 for _ in pipeline.for_training(
+        split, spec, batch_size=30, epoch=0, **recipe.choices())), repeats=3)
+    images = tf.data.TFRecordDataset(split.files).map(lambda x: records.parse(x)[records.IMAGE][:16])
+    decoded = images.map(lambda x: tf.map_fn(records.decode_image, x, fn_output_signature=tf.uint8),
+                         tf.data.AUTOTUNE)
+    plain = network.best(lambda: sum(1 for _ in decoded), repeats=3)
+    return {'input': (len(split.frames) / ours, 'clips/s', plain / ours, 'decoding as many JPEGs and no more')}
+
+
+def _records(bench: Bench, count: int, copies: int) -> tuple[records.Split, preprocess.Preprocessing]:
+    """Prepares `count` videos, each `copies` times; returns the records and what full C3D makes of them."""
+    target = os.path.join(bench.scratch, f'records{count}x{copies}')
+    prepare.prepare(datasets.load('folder', videos=videos.folder(bench.scratch, count, copies)), target)
+    index = records.read_index(target)
+    return index.split('train'), preprocess.Preprocessing(index.frame_size, 112, 16, 1, index.mean())
 
 
 def _prepare(bench: Bench) -> dict:
@@ -268,19 +285,8 @@ def _pytorch(bench: Bench) -> dict:
                     '.venv-torch/bin/python)')
         return {}
     model = artefact.load(network.random_weights(bench.scratch)).model
-    state = {}
-    for layer in model.layers:
-        if layer.weights:
-            kernel, bias = layer.getnetwork.random_weights()
-            if kernel.ndim == 5:
-                kernel = kernel.transpose(4, 3, 0, 1, 2)
-            elif layer.name == 'fc6':  # inputs h,w,c → c,h,w
-                kernel = kernel.reshape(16, -1, kernel.shape[1]).transpose(1, 0, 2).reshape(kernel.shape).T
-            else:
-                kernel = kernel.T
-            state[f'{layer.name}.weight'], state[f'{layer.name}.bias'] = np.ascontiguousarray(kernel), bias
     clips = np.random.default_rng(0).normal(0, 50, (16, *network.CLIP)).astype(np.float32)
-    np.savez(f'{bench.scratch}/weights.npz', **state)
+    np.savez(f'{bench.scratch}/weights.npz', **network.channels_first(model))
     np.save(f'{bench.scratch}/clips.npy', clips.transpose(0, 4, 1, 2, 3))
     paths = videos.avi_files(bench.scratch, 2, FEATURE_FRAMES)
     ours = [network.by_batch(model, clips)]
@@ -315,17 +321,15 @@ def _pytorch(bench: Bench) -> dict:
 
 
 def _startup(bench: Bench) -> dict:
-    folder = videos.folder(bench.scratch, 8)
-    target = os.path.join(bench.scratch, 'startup_records')
-    prepare.prepare(datasets.load('folder', videos=folder), target)
+    split, _ = _records(bench, 8, 1)
     command = [sys.executable, '-m', 'c3d_tf.main']
     before = time.perf_counter()
     subprocess.run([*command, '--help'], check=True, capture_output=True)
     help_seconds = time.perf_counter() - before
     before = time.perf_counter()
     process = subprocess.Popen(
-        [*command, '--mode=train', f'--records={target}', f'--workdir={bench.scratch}/startup',
-         '--batch_size=2', '--steps=1'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        [*command, '--mode=train', f'--records={os.path.dirname(split.files[0])}', '--batch_size=2',
+         f'--workdir={bench.scratch}/startup', '--steps=1'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     first = next(time.perf_counter() - before for line in process.stdout
                  if line.startswith('train: the rate'))
     process.communicate()
@@ -336,6 +340,7 @@ def _startup(bench: Bench) -> dict:
 STAGES = {
     'forward': lambda bench: network.forward(bench.batch_size),
     'train_step': _train_step,
+    'input': _input,
     'prepare': _prepare,
     'memory': _memory,
     'features': _features,

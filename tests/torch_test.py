@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Full-size files that the real PyTorch wrote: `make test-torch` sets it up beside the project."""
 
+import json
 import os
 import pathlib
+import re
 import subprocess
 
 import numpy as np
 import pytest
 
 from c3d_tf import import_weights
+from c3d_tf import main
 from tests import weight_files
 
 pytestmark = pytest.mark.torch
@@ -39,3 +42,15 @@ def test_pytorchs_files_give_the_network_of_caffes(kind, folder):
                                             pool5='aligned', flip_time=False)
         for ours, theirs in zip(net.model.get_weights(), expected, strict=True):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_benchmark_beside_pytorch(tmp_path, capsys):
+    python = os.environ.get('TORCH_PYTHON')
+    if not python:
+        pytest.skip('make test-torch runs this')
+    assert main.main(['c3d_tf', '--mode=benchmark', '--stages=pytorch', f'--torch_python={python}',
+                      f'--workdir={tmp_path}']) == 0
+    error = re.search(r'its logits of a clip differ from ours by (\S+)', capsys.readouterr().out)[1]
+    assert 0 < float(error) < 2e-5
+    found = json.loads((tmp_path / 'benchmark.json').read_text())
+    assert found.keys() == {'pytorch/float32', 'pytorch/bfloat16', 'pytorch/end to end'}

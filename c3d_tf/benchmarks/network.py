@@ -67,6 +67,23 @@ def random_weights(scratch: str) -> str:
     return path
 
 
+def channels_first(model) -> dict[str, np.ndarray]:
+    """Returns C3D's weights by PyTorch's names and axes: fc6 takes pool5 as channels, rows, columns."""
+    state = {}
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        kernel, bias = layer.get_weights()
+        if kernel.ndim == 5:
+            kernel = kernel.transpose(4, 3, 0, 1, 2)
+        elif layer.name == 'fc6':
+            kernel = kernel.reshape(16, -1, kernel.shape[1]).transpose(1, 0, 2).reshape(kernel.shape).T
+        else:
+            kernel = kernel.T
+        state[f'{layer.name}.weight'], state[f'{layer.name}.bias'] = np.ascontiguousarray(kernel), bias
+    return state
+
+
 def device() -> str:
     """Returns what the network runs on, in words."""
     gpus = tf.config.list_physical_devices('GPU')
