@@ -3,7 +3,9 @@
 
 from absl import flags
 
+from c3d_tf.common import console
 from c3d_tf.common import files
+from c3d_tf.common import storage
 
 # The order of the help text, and what each verb leaves.
 VERBS = {
@@ -289,6 +291,23 @@ class Flags:
 
     def _size(self, *, name, default, help, flag_values):
         flags.DEFINE(_Size(), name, default, help, flag_values, _SizeSerializer())
+
+    def read(self, argv: list[str]) -> list[str]:
+        """Parses a command line; returns the words that are no flags, the program's name first.
+
+        Raises:
+          flags.Error: it cannot be parsed.
+          errors.RunError, OSError: a remote flagfile cannot be read.
+        """
+        words = []
+        for word in argv:  # absl opens local flagfiles alone
+            if storage.scheme(path := word.removeprefix('--flagfile=')):
+                with console.quiet(), storage.open(path, encoding='utf-8') as file:
+                    lines = file.read().splitlines()
+                words += [line for line in lines if line.strip() and not line.startswith(('#', '//'))]
+            else:
+                words.append(word)
+        return self.values(words)
 
     def of(self, verb: str) -> list[str]:
         """Returns the names of the verb's flags, the shared ones first."""

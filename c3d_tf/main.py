@@ -241,7 +241,7 @@ def _run(argv: list[str]) -> int:
     known = flags.Flags()
     f = known.values
     try:
-        words = known.values(argv)[1:]
+        words = known.read(argv)[1:]
     except absl_flags.Error as error:
         raise errors.UsageError(f'{error}\nSee --help.') from error
     if words:

@@ -92,7 +92,7 @@ def test_every_verb(videos, guarded, capfd):
          '--top=1')
     capfd.readouterr()
     _run(*prepare)
-    _run(*train)
+    _run('--flagfile=ram://run/train.flags')
     said = capfd.readouterr().out
     assert 'ram://records is complete: 8 videos, 0 skipped' in said
     assert 'ram://run/model.keras is trained already' in said
