@@ -92,7 +92,8 @@ def prepare(
     work = functools.partial(encode_video.write_shard, class_names=dataset.class_names,
                              settings=settings)
     local_runner.run(tasks, work, num_workers=num_workers or os.cpu_count(),
-                     video_timeout=video_timeout)
+                     video_timeout=video_timeout, in_process=any(map(
+                         storage.private, [records_dir, *(one.path for one in dataset.examples)])))
 
     reports = [files.read_json(task.report) for task in tasks]
     skipped = sorted((skip for report in reports for skip in report['skipped']),

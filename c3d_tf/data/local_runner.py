@@ -45,7 +45,8 @@ class Task:
         return not any(storage.exists(path) and storage.getctime(path) > written for path in paths)
 
 
-def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> None:
+def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float,
+        in_process: bool = False) -> None:
     """Works through the shards that are not finished.
 
     Args:
@@ -55,6 +56,7 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
         video that is read, often enough to know a slow file from a stuck one.
       num_workers: processes.
       video_timeout: seconds without a word after which a video counts as stuck.
+      in_process: works in threads; see `workers.Worker`.
 
     Raises:
       errors.RunError: a shard cannot be written.
@@ -63,9 +65,6 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
     todo = collections.deque(i for i, task in enumerate(tasks) if not task.finished())
     done = total - sum(len(tasks[i].examples) for i in todo)
     progress = console.Progress('prepare', total, 'videos', done=done)
-    # ram:// lies in this process alone.
-    in_process = any(storage.private(path) for task in tasks
-                     for path in (task.path, *(example.path for _, _, example in task.examples)))
     given_up = collections.defaultdict(dict)  # task → {example: reason}
     at_work = []
     try:
