@@ -23,6 +23,8 @@ from c3d_tf.data import clips
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
+from c3d_tf.figures import embedding
+from c3d_tf.figures import evaluation_board
 from c3d_tf.figures import plots
 from c3d_tf.weights import artefact
 
@@ -31,6 +33,7 @@ SCORES = 'scores.npz'
 CONFUSION = 'confusion.png'
 
 
+@records.names_damage
 def evaluate(
     records_dir: str,
     weights: str,
@@ -43,6 +46,7 @@ def evaluate(
     crops: str = 'centre',
     batch_size: int = 16,
     seed: int = 0,
+    embed: int = 2000,
     overwrite: bool = False,
 ) -> dict:
     """Scores every video of a split exactly once.
@@ -54,11 +58,12 @@ def evaluate(
     Args:
       records_dir: what prepare wrote.
       weights: an artefact.
-      workdir: gets evaluate.json, scores.npz and confusion.png.
+      workdir: gets evaluate.json, scores.npz, confusion.png and tensorboard/evaluate.
       split: a split of the records.
       num_clips, clip_choice, step, seed: see `clips.choose`.
       crops: 'centre', 'three' or 'ten'; see `clips.plan`.
       batch_size: crops a batch.
+      embed: videos in TensorBoard's projector; 0: none.
       overwrite: does again what is done already.
 
     Returns:
@@ -88,6 +93,7 @@ def evaluate(
     if done is not None:
         return done
 
+    files.remove_leftovers(workdir)
     names, labels = pipeline.read_labels(part)
     if len(too_short):
         console.say(f'evaluate: {len(too_short)} of {part.num_videos} videos are shorter than a clip, which '
@@ -96,13 +102,16 @@ def evaluate(
     batches = pipeline.for_evaluation(part, spec, batch_size=batch_size, choice=clip_choice,
                                       count=num_clips, step=step, crops=crops, seed=seed)
     started = time.time()
-    scores, videos = _scores(net.model, batches, part)
+    layer = 'fc6' if any(one.name == 'fc6' for one in net.model.layers) else 'last layer before the classes'
+    seen = embedding.Seen(layer, part.num_videos, embed, spec.mean) if min(embed, part.num_videos) > 1 else None
+    scores, videos = _scores(net.model, batches, part, seen)
     if crops != 'centre':  # a clip is counted once: with the mean of its crops
         views = {'three': 3, 'ten': 10}[crops]
         scores, videos = scores.reshape(-1, views, scores.shape[1]).mean(axis=1), videos[::views]
     arrays = {'scores': scores, 'videos': videos, 'labels': _one_hot(labels, len(index.class_names)),
               'names': np.array(names), 'class_names': np.array(index.class_names)}
-    return _report(arrays, workdir, protocol, seconds=round(time.time() - started, 1))
+    board = {'index': index, 'seen': seen, 'settings': net.provenance.get('settings')}
+    return _report(arrays, workdir, protocol, board, seconds=round(time.time() - started, 1))
 
 
 def fuse(score_files: list[str], workdir: str, *, overwrite: bool = False) -> dict:
@@ -207,14 +216,24 @@ def _one_hot(labels: list[list[int]], classes: int) -> np.ndarray:
     return table
 
 
-def _scores(model, batches, part: records.Split) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (softmax float32 [C, K], video int64 [C]) of every crop of every clip."""
-    forward = tf.function(lambda x: tf.nn.softmax(model(x, training=False)), reduce_retracing=True)
+def _scores(model, batches, part: records.Split, seen: embedding.Seen | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (softmax float32 [C, K], video int64 [C]) of every crop of every clip; shows them to `seen`."""
+    described = model.get_layer('fc6').output if seen and seen.layer == 'fc6' else model.layers[-1].input
+    both = keras.Model(model.input, [model.output, described])
+
+    @tf.function(reduce_retracing=True)
+    def forward(x):
+        logits, features = both(x, training=False)
+        return tf.nn.softmax(logits), tf.cast(features, tf.float32)
+
     scores, videos = [], []
     progress = console.Progress('evaluate', part.num_videos, 'videos')
     for batch, record in batches:
-        scores.append(forward(batch).numpy())
+        softmax, features = forward(batch)
+        scores.append(softmax.numpy())
         videos.append(part.videos[record.numpy()])
+        if seen:
+            seen.add(videos[-1], features.numpy(), batch.numpy())
         progress.update(int(videos[-1][-1]))
     progress.update(part.num_videos)
     progress.close()
@@ -231,8 +250,10 @@ def _read_scores(path: str) -> dict[str, np.ndarray]:
         raise errors.UsageError(f'--scores={path}: not the scores of an evaluation ({error})') from error
 
 
-def _report(arrays: dict[str, np.ndarray], workdir: str, protocol: dict, **more) -> dict:
-    """Writes scores, picture and numbers; says the numbers."""
+def _report(arrays: dict[str, np.ndarray], workdir: str, protocol: dict, board: dict | None = None,
+            **more) -> dict:
+    """Writes scores, picture, TensorBoard's events (`board`: see `evaluation_board.write`) and numbers; says
+    the numbers."""
     class_names = [str(name) for name in arrays['class_names']]
     result = metrics.summary(arrays['scores'], arrays['videos'], arrays['labels'])
     table = np.array(result['confusion'])
@@ -250,6 +271,7 @@ def _report(arrays: dict[str, np.ndarray], workdir: str, protocol: dict, **more)
         plots.confusion(table, class_names, temporary,
                         title=f'{protocol["dataset"]} {protocol["split"]}: video hit@1 '
                               f'{result["video_hit@1"]:.3f}')
+    evaluation_board.write(workdir, result, arrays, os.path.join(workdir, CONFUSION), **board or {})
     files.write_json(os.path.join(workdir, RESULT), result)
     _say(result)
     console.say(f'evaluate: wrote {os.path.join(workdir, RESULT)}, {SCORES} and {CONFUSION}')

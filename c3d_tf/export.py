@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An artefact → a SavedModel that a server loads as it is: preprocessing, decoding and labels inside."""
+"""An artefact → a SavedModel that a server loads as it is, or the network alone for another runtime."""
 
 import json
 import os
-import tempfile
 
 import numpy as np
 import tensorflow as tf
 
 from c3d_tf import __version__
+from c3d_tf import evaluate
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.common import storage
+from c3d_tf.common import versions
 from c3d_tf.data import preprocess
+from c3d_tf.data import records
+from c3d_tf.runtimes import exported
+from c3d_tf.runtimes import networks
 from c3d_tf.serving import signatures
 from c3d_tf.serving import warmup
 from c3d_tf.weights import artefact
@@ -33,6 +37,9 @@ def export(
     max_clips: int = 64,
     layers: tuple[str, ...] = (),
     precision: str = 'float32',
+    runtime: str = 'tensorflow',
+    records_dir: str = '',
+    num_clips: int = 10,
     overwrite: bool = False,
 ) -> str:
     """Writes `export_dir/<n>/`, n being the next free version, complete or not at all.
@@ -62,6 +69,10 @@ def export(
       max_clips: clips of one example that are scored; bounds the time of a request.
       layers: whose values every signature gives in addition; see `signatures.choose_layers`.
       precision: of activations; see `models.build`. Outputs are float32.
+      runtime: 'tensorflow', as above; or 'onnx', 'openvino' or 'int8', the network alone: see
+        `exported.export`, and for the two below.
+      records_dir: what prepare wrote.
+      num_clips: uniform clips a video.
       overwrite: writes a new version even where the newest is of the same weights and settings.
 
     Returns:
@@ -75,39 +86,39 @@ def export(
         raise errors.UsageError("--export_dir is not set: expected the folder of the model's versions")
     net = artefact.load(weights, precision=precision)
     layers = signatures.choose_layers(net, layers)
+    if runtime != networks.RUNTIMES[0]:
+        if precision != 'float32':
+            raise errors.UsageError(f'--precision={precision}: a file for --runtime={runtime} holds float32 or int8; '
+                                    'what it is computed in is chosen where it is loaded')
+        index = records.read_index(records_dir) if records_dir else None
+        if index:
+            evaluate.check_fit(net, index)
+        return exported.export(net, export_dir, runtime=runtime, layers=layers, index=index,
+                               num_clips=num_clips, overwrite=overwrite)
     top_k = min(top_k, len(net.class_names))
     # Compared with what an earlier run wrote as JSON, hence the round trip.
     described = json.loads(json.dumps({
         'weights_sha256': net.sha256, 'top_k': top_k, 'max_clips': max_clips, 'layers': layers,
         'precision': precision, 'preprocessing': net.preprocessing.to_json(), 'c3d_tf': __version__}))
-    versions = sorted(int(name) for name in storage.listdir(export_dir) if name.isdigit()) if (
-        storage.isdir(export_dir)) else []
-    if versions and not overwrite:
-        newest = os.path.join(export_dir, str(versions[-1]))
-        if files.read_json(os.path.join(newest, DESCRIPTION)) == {**described, 'version': versions[-1]}:
-            console.say(f'export: {newest} is up to date')
-            return newest
+    number = versions.newest(export_dir)
+    newest = os.path.join(export_dir, str(number))
+    if not overwrite and files.read_json(os.path.join(newest, DESCRIPTION)) == {**described, 'version': number}:
+        console.say(f'export: {newest} is up to date')
+        return newest
 
-    described['version'] = versions[-1] + 1 if versions else 1
-    target = os.path.join(export_dir, str(described['version']))
-    temporary = tempfile.mkdtemp() if storage.scheme(export_dir) else os.path.join(
-        export_dir, f'.writing-{os.getpid()}')
-    storage.makedirs(export_dir)
-    for name in storage.listdir(export_dir):
-        if name.startswith('.writing-'):  # left by a run that was killed; no server looks at such names
-            storage.rmtree(os.path.join(export_dir, name))
     module = signatures.Serving(net, top_k=top_k, max_clips=max_clips, layers=layers)
     functions = module.signatures()
-    tf.saved_model.save(module, temporary, signatures=functions)
-    files.write_text(os.path.join(temporary, LABELS), ''.join(f'{name}\n' for name in net.class_names))
-    files.write_json(os.path.join(temporary, DESCRIPTION), described)
-    model = os.path.basename(storage.abspath(export_dir))
-    warmup.write(temporary, model, list(functions), net.preprocessing)
-    difference = _difference(temporary, net)
-    if not difference <= TOLERANCE[precision]:
-        raise errors.RunError(f'{temporary}: the export differs from the Keras model by {difference:.1e}, '
-                              f'more than {TOLERANCE[precision]:g}')
-    storage.rename(temporary, target, last='saved_model.pb')  # without it a server sees no version
+    with versions.adding(export_dir) as (temporary, number):
+        tf.saved_model.save(module, temporary, signatures=functions)
+        files.write_text(os.path.join(temporary, LABELS), ''.join(f'{name}\n' for name in net.class_names))
+        files.write_json(os.path.join(temporary, DESCRIPTION), {**described, 'version': number})
+        model = os.path.basename(storage.abspath(export_dir))
+        warmup.write(temporary, model, list(functions), net.preprocessing)
+        difference = _difference(temporary, net)
+        if not difference <= TOLERANCE[precision]:
+            raise errors.RunError(f'{temporary}: the export differs from the Keras model by {difference:.1e}, '
+                                  f'more than {TOLERANCE[precision]:g}')
+    target = os.path.join(export_dir, str(number))
     console.say(f'export: wrote {target}: {", ".join(functions)}; loaded back, it differs from the Keras '
                 f'model by {difference:.1e} at most')
     return target

@@ -6,6 +6,7 @@ it: a lock file a video says who is at it.
 """
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -24,17 +25,17 @@ from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import descriptors
 from c3d_tf.data import inputs
-from c3d_tf.data import preprocess
 from c3d_tf.data import record_videos
 from c3d_tf.data import records
 from c3d_tf.data import work_list
+from c3d_tf.runtimes import exported
+from c3d_tf.runtimes import networks
 from c3d_tf.weights import artefact
 from c3d_tf.weights import imagenet
 
 RESULT = 'features.json'
 SKIPPED = 'skipped.jsonl'
-PROB = 'prob'              # the softmax of fc8, which is no layer of the network
-_LOCKS = 'locks'
+PROB = networks.PROB
 
 
 def extract(
@@ -49,11 +50,15 @@ def extract(
     pool: str = 'mean',
     file_format: str = 'npz',
     precision: str = 'float32',
+    runtime: str = 'tensorflow',
+    export_dir: str = '',
     batch_size: int = 16,
     num_workers: int = 0,
     video_timeout: float = 60.0,
     lock_timeout: float = 600.0,
     max_failures: int = 0,
+    runner: str = 'local',
+    beam_options: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> dict:
     """Writes the descriptors of every video; what is there already is not done again.
@@ -75,11 +80,15 @@ def extract(
         keeps (C, H, W) (Ng et al., CVPR 2015).
       file_format: 'npz', 'hdf5' or 'caffe'; see `descriptors`.
       precision: of activations; see `models.build`.
+      runtime: what runs the network: 'tensorflow', 'openvino', or 'int8'; see `exported.load`.
+      export_dir: where export put the int8 network.
       batch_size: clips at once; batches are full across videos.
       num_workers: processes that decode; 0 means one a core.
       video_timeout: seconds without a frame after which a file is given up.
       lock_timeout: seconds without a sign of life after which another process's video is taken over.
       max_failures: broken videos that are tolerated; -1 for any number.
+      runner: 'local', or 'beam': an engine of Apache Beam does the videos, to the same files.
+      beam_options: of Beam and its engine, e.g. '--runner=DaskRunner'.
       overwrite: deletes descriptors made with other settings, and does again what is complete.
 
     Returns:
@@ -91,34 +100,46 @@ def extract(
       errors.RunError: more videos failed than `max_failures`; all others are done.
     """
     for what, value, known in (('format', file_format, descriptors.FORMATS),
-                               ('pool', pool, descriptors.POOLS)):
+                               ('pool', pool, descriptors.POOLS), ('runner', runner, ('local', 'beam'))):
         if value not in known:
             raise errors.UsageError(f'--{what}={value}: expected one of {", ".join(known)}')
     if not videos and not records_dir:
         raise errors.UsageError('--input is not set: expected a video file, a folder, a glob, or a .txt '
                                 'list; or --records')
+    if runner == 'beam':
+        from c3d_tf.data import beam_runner  # Beam is an extra
+
+        empty = beam_runner.pipeline(beam_options)
+    net = _load(weights, runtime, precision)
     if weights.startswith(imagenet.PREFIX):
-        net = imagenet.load(weights)
         console.say(f'features: {net.provenance["network"]}, weights: {net.provenance["weights"]}')
-    else:
-        net = artefact.load(weights, precision=precision)
     spec = net.preprocessing
     chosen = _choose(net, layers)
     source, found = _find(videos, records_dir, split, spec, output)
+    network = exported.load(net, chosen, runtime, precision=precision, export_dir=export_dir)
     step = step or (clips.extent(spec.clip_length, spec.stride) + 1) // 2
     # Compared with what an earlier run wrote as JSON, hence the round trip.
     settings = json.loads(json.dumps({
         'weights_sha256': net.sha256, 'layers': sorted(chosen), 'step': step, 'pool': pool,
-        'format': file_format, 'precision': precision, 'preprocessing': spec.to_json(), **source}))
+        'format': file_format, 'precision': precision, 'preprocessing': spec.to_json(), **source,
+        **({'runtime': runtime} if runtime != networks.RUNTIMES[0] else {})}))
     _claim(output, settings, overwrite)
     store = descriptors.store(output, chosen, settings)
     cutting = {'clip_length': spec.clip_length, 'stride': spec.stride, 'step': step, 'short': spec.short}
-    with locks.Locks(os.path.join(output, _LOCKS), lock_timeout) as held, contextlib.closing(store):
+    with (files.naming(output), locks.Locks(os.path.join(output, work_list.LOCKS), lock_timeout) as held,
+          contextlib.closing(store)):
         run = work_list.WorkList(output, found, store, held, settings)
-        run.work(_network(net, list(chosen)), cutting=cutting, batch_size=batch_size,
-                 clip_shape=(spec.clip_length, *spec.frame_size, 3), video_timeout=video_timeout,
-                 num_workers=num_workers or os.cpu_count(),
-                 in_process=any(map(storage.private, [records_dir, *(one.path for one in found)])))
+        decoding = {'cutting': cutting, 'batch_size': batch_size, 'video_timeout': video_timeout,
+                    'clip_shape': (spec.clip_length, *spec.frame_size, 3)}
+        if runner == 'beam':
+            decoding['num_workers'] = num_workers or 1  # the engine's processes are many already
+            load = functools.partial(_load_network, weights, list(chosen), runtime, precision, export_dir)
+            beam_runner.extract(empty, found, run.settled, beam_runner.Extraction(
+                load, output, chosen, settings, lock_timeout, decoding))
+        else:
+            decoding['num_workers'] = num_workers or os.cpu_count()
+            decoding['in_process'] = any(map(storage.private, [records_dir, *(one.path for one in found)]))
+            run.work(networks.of_frames(network, spec), **decoding)
         while not held.take('finish'):  # the last process that comes here finds nothing left to do
             time.sleep(0.2)
         store.finish([one.name for one in found])
@@ -127,6 +148,18 @@ def extract(
         result = _report(output, settings, run)
         held.release('finish')
     return _check(output, run, result, max_failures)
+
+
+def _load(weights: str, runtime: str, precision: str) -> artefact.Artefact:
+    if weights.startswith(imagenet.PREFIX):
+        return imagenet.load(weights)
+    return artefact.load(weights, precision=exported.keras_precision(runtime, precision))
+
+
+def _load_network(weights: str, layers: list[str], runtime: str, precision: str, export_dir: str):
+    net = _load(weights, runtime, precision)
+    network = exported.load(net, layers, runtime, precision=precision, export_dir=export_dir)
+    return networks.of_frames(network, net.preprocessing)
 
 
 def _choose(net: artefact.Artefact, layers: tuple[str, ...]) -> dict[str, str]:
@@ -178,23 +211,6 @@ def _claim(output: str, settings: dict, overwrite: bool) -> None:
         before = None
     if before is None:
         files.write_json(path, {'settings': settings, 'complete': False})
-
-
-def _network(net: artefact.Artefact, layers: list[str]):
-    """Returns the function from uint8 [N, T, H, W, 3] to {layer: float32 tensor}: see `extract`."""
-    outputs = {layer: net.model.get_layer('fc8' if layer == PROB else layer).output for layer in layers}
-    model = keras.Model(net.model.input, outputs)
-
-    @tf.function(autograph=False)
-    def forward(batch):
-        values = model(preprocess.for_inference(batch, net.preprocessing), training=False)
-        values = {layer: tf.cast(value, tf.float32) for layer, value in values.items()}
-        if PROB in values:
-            values[PROB] = tf.nn.softmax(values[PROB])
-        return {layer: tf.transpose(value, (0, 4, 1, 2, 3)) if value.shape.rank == 5 else value
-                for layer, value in values.items()}
-
-    return forward
 
 
 def _report(output: str, settings: dict, run: work_list.WorkList) -> dict:

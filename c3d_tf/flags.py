@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flags, grouped by verb: what a flagfile may say. Only main reads their values."""
 
+import os
+
 from absl import flags
 
-from c3d_tf.common import console
 from c3d_tf.common import files
-from c3d_tf.common import storage
 
 # The order of the help text, and what each verb leaves.
 VERBS = {
@@ -13,7 +13,7 @@ VERBS = {
     'train': 'records → model.keras, checkpoints, TensorBoard curves, train.json in --workdir',
     'evaluate': 'records and weights → evaluate.json and confusion.png in --workdir',
     'study': 'records → several networks trained alike: study.json and study.png in --workdir',
-    'predict': 'a video → its top classes, and when they happen',
+    'predict': 'a video, or live input → its top classes, and when they happen; --render draws them',
     'features': 'videos or records → descriptors of any layer in --output',
     'svm': 'descriptors and lists → a linear SVM: svm.json, figures and a projector in --workdir',
     'similarity': 'descriptors and pairs of videos → same action or not: similarity.json, roc.png '
@@ -114,6 +114,10 @@ class Flags:
             lower_bound=0)
         add('prepare features', real, 'video_timeout', 60.0, 'seconds without a frame after which a '
             'file is given up', lower_bound=0.1)
+        add('prepare features', enum, 'runner', 'local', 'local: processes of this machine; beam: any '
+            'engine of Apache Beam, see docs/beam.md', enum_values=['local', 'beam'])
+        add('prepare features', listed, 'beam_options', [], 'of Beam and its engine, e.g. '
+            '--runner=DaskRunner,--dask_npartitions=8')
 
         add('train', string, 'model', 'c3d', 'c3d, c3d_bn, depth_1, depth_3, depth_5, depth_7, '
             'increasing, decreasing or res3d_18')
@@ -125,7 +129,7 @@ class Flags:
         add('train', enum, 'head', 'fc', 'fc (fc6 and fc7, the paper) or pool (average, for little '
             'data)', enum_values=['fc', 'pool'])
         add('train', real, 'dropout', 0.5, 'share of units dropped', lower_bound=0.0, upper_bound=0.99)
-        add('train features export', enum, 'precision', 'float32', 'of activations; weights are float32',
+        add('train predict features export', enum, 'precision', 'float32', 'of activations; weights are float32',
             enum_values=['float32', 'bfloat16', 'float16'])
         add('prepare train', integer, 'clip_length', 16, 'frames of a clip', lower_bound=1)
         add('train', integer, 'crop_size', 112, 'side of the square that the network sees',
@@ -182,10 +186,21 @@ class Flags:
         add('train', string, 'init_from', '', 'artefact whose weights are the start')
         add('train import_weights', listed, 'reinit', [], 'layers that start at random all the same')
         add('train', listed, 'freeze', [], 'layers that do not learn')
-        add('train', enum, 'strategy', 'default', 'default (one device) or mirrored (all of them)',
-            enum_values=['default', 'mirrored'])
+        add('train', real, 'max_loss_ratio', 0.0, 'go back to a checkpoint and past the batch where the loss '
+            'is over this many times the median of the last 50, or no number; 0: end there if it is no number',
+            lower_bound=0.0)
+        add('train', integer, 'max_skips', 3, 'how often, at most', lower_bound=1)
+        add('train', enum, 'strategy', 'default', 'default (one device), mirrored (all of this machine) or '
+            'multi_worker (all machines that TF_CONFIG names; see docs/cluster.md)',
+            enum_values=['default', 'mirrored', 'multi_worker'])
+        add('train', real, 'worker_timeout', 600.0, 'for multi_worker: seconds that a worker waits for the '
+            'others at the start', lower_bound=1.0)
         add('train', integer, 'checkpoint_every', 1000, 'steps between two checkpoints', lower_bound=1)
         add('train', integer, 'log_every', 50, "steps between two points of the curves", lower_bound=1)
+        add('train', integer, 'histograms', 0, 'steps between two histograms of all weights in TensorBoard; 0: '
+            'none', lower_bound=0)
+        add('train', integer, 'profile', 0, "steps of which a profiler's trace is written, after a few to warm "
+            'up; 0: none', lower_bound=0)
         add('train', enum, 'watch', '', 'a split that is scored after each epoch for its curve alone: it '
             'chooses nothing', enum_values=['', 'test'])
 
@@ -197,7 +212,8 @@ class Flags:
             'artefact; empty: --workdir/model.keras; for import_weights: what is written')
         add('evaluate features similarity visualize', enum, 'split', 'test', 'of the records',
             enum_values=['train', 'val', 'test'])
-        add('evaluate', integer, 'clips', 10, 'clips a video, for random and uniform', lower_bound=1)
+        add('evaluate export', integer, 'clips', 10, 'clips a video, for random and uniform; for export: for its '
+            'comparison with other runtimes', lower_bound=1)
         add('evaluate', enum, 'clip_choice', 'random', 'random (the paper), uniform, or all (every '
             '--step frames)', enum_values=['random', 'uniform', 'all'])
         add('evaluate predict features visualize', integer, 'step', 0, "frames between clips' starts; "
@@ -209,9 +225,14 @@ class Flags:
         add('evaluate features benchmark', integer, 'eval_batch_size', 16, 'clips a batch',
             lower_bound=1)
 
-        add('predict features visualize benchmark', string, 'input', '', 'a video file; for features and '
-            'visualize also a folder, a glob, or a .txt list of paths')
-        add('predict', boolean, 'json', False, 'print one JSON object')
+        add('predict features visualize benchmark', string, 'input', '', 'a video file; for predict also '
+            'camera:0, rtsp://… or http://…; for features and visualize also a folder, a glob, or a .txt list '
+            'of paths')
+        add('predict', boolean, 'json', False, 'print one JSON object; of live input one a line')
+        add('predict', string, 'render', '', 'an MP4 to write: the video with its classes over time below it')
+        add('predict', boolean, 'heatmap', False, 'lay Grad-CAM over that video')
+        add('predict', real, 'duration', 0.0, 'seconds of live input; 0: until it ends, or Ctrl-C',
+            lower_bound=0.0)
         add('predict export', integer, 'top_k', 5, 'classes that are named', lower_bound=1)
 
         add('features visualize export', listed, 'layers', [], 'for features: whose output is kept, e.g. '
@@ -240,8 +261,8 @@ class Flags:
             'object of most of their frames')
         add('svm', listed, 'pca', ['10', '50', '100', '200', '500'], 'dimensions of the accuracy curve; '
             'empty: none')
-        add('svm', integer, 'embed', 2000, 'clips in the t-SNE figure and the projector; 0: none',
-            lower_bound=0)
+        add('svm evaluate', integer, 'embed', 2000, "clips in the t-SNE figure and TensorBoard's projector; for "
+            'evaluate: videos in the projector; 0: none', lower_bound=0)
 
         add('similarity', string, 'pairs', '', 'CSV with the header a,b,same,fold, or View2.mat of '
             'ASLAN; empty: drawn from the labels of --records or --dataset and written to pairs.csv in '
@@ -277,7 +298,11 @@ class Flags:
             'hwc', enum_values=['', 'chw', 'hwc'])
         add('import_weights', boolean, 'dry_run', False, 'print the table, write nothing')
 
-        add('export', string, 'export_dir', '', "folder of the model's versions")
+        add('predict features export', enum, 'runtime', 'tensorflow', 'what runs the network: tensorflow, openvino '
+            'or int8 (OpenVINO with what export made); for export also onnx; see docs/runtimes.md',
+            enum_values=['tensorflow', 'onnx', 'openvino', 'int8'])
+        add('predict features export', string, 'export_dir', '', "folder of the model's versions; for predict and "
+            'features: where the int8 network is')
         add('export', integer, 'max_clips', 64, 'clips of one example that are scored', lower_bound=1)
         add('export', string, 'check', '', 'inspect and time this exported folder, and export nothing')
 
@@ -292,23 +317,6 @@ class Flags:
     def _size(self, *, name, default, help, flag_values):
         flags.DEFINE(_Size(), name, default, help, flag_values, _SizeSerializer())
 
-    def read(self, argv: list[str]) -> list[str]:
-        """Parses a command line; returns the words that are no flags, the program's name first.
-
-        Raises:
-          flags.Error: it cannot be parsed.
-          errors.RunError, OSError: a remote flagfile cannot be read.
-        """
-        words = []
-        for word in argv:  # absl opens local flagfiles alone
-            if storage.scheme(path := word.removeprefix('--flagfile=')):
-                with console.quiet(), storage.open(path, encoding='utf-8') as file:
-                    lines = file.read().splitlines()
-                words += [line for line in lines if line.strip() and not line.startswith(('#', '//'))]
-            else:
-                words.append(word)
-        return self.values(words)
-
     def of(self, verb: str) -> list[str]:
         """Returns the names of the verb's flags, the shared ones first."""
         return [name for name, verbs in self.verbs.items() if SHARED in verbs or verb in verbs]
@@ -320,4 +328,5 @@ class Flags:
             flag = self.values[name]
             if name not in ('mode', 'help', 'version', 'overwrite') and flag.value not in (None, '', []):
                 lines.append(flag.serialize())
+        files.remove_leftovers(os.path.dirname(path), os.path.basename(path))
         files.write_text(path, '\n'.join(lines) + '\n')

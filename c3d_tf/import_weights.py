@@ -76,6 +76,8 @@ def import_weights(
     settings = {**answers, 'mean': mean, 'fc6_order': fc6_order, 'labels': labels, 'reinit': list(reinit),
                 'frame_size': list(frame_size), 'source_sha256': _hash(source),
                 'files': {path: files.sha256(path) for path in (mean, labels) if storage.isfile(path)}}
+    if weights:
+        files.remove_leftovers(os.path.dirname(weights), os.path.basename(weights))
     if weights and (done := _existing(weights, settings, overwrite)):
         return done
     names = _labels(labels)

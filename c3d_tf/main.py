@@ -9,6 +9,7 @@ from absl import flags as absl_flags
 
 from c3d_tf import __version__
 from c3d_tf import flags
+from c3d_tf import paths
 from c3d_tf import usage
 from c3d_tf.common import console
 from c3d_tf.common import errors
@@ -37,7 +38,8 @@ def _prepare(f) -> str:
         clip_length=f.clip_length, clips_per_video=f.clips_per_video,
         test_clips_per_video=f.test_clips_per_video, clip_seconds=f.clip_seconds,
         seed=f.seed, max_failures=f.max_failures, num_workers=f.num_workers,
-        video_timeout=f.video_timeout, overwrite=f.overwrite)
+        video_timeout=f.video_timeout, runner=f.runner, beam_options=tuple(f.beam_options),
+        overwrite=f.overwrite)
     return f.records
 
 
@@ -46,9 +48,10 @@ def _train(f) -> str:
     _start_tensorflow()
     from c3d_tf import train
 
-    train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
-              log_every=f.log_every, watch=f.watch, overwrite=f.overwrite)
-    return f.workdir
+    result = train.fit(f.records, f.workdir, _recipe(f), checkpoint_every=f.checkpoint_every,
+                       log_every=f.log_every, watch=f.watch, histograms=f.histograms, profile=f.profile,
+                       worker_timeout=f.worker_timeout, overwrite=f.overwrite)
+    return f.workdir if result else None
 
 
 def _study(f) -> str:
@@ -81,15 +84,28 @@ def _evaluate(f) -> str:
         evaluate.evaluate(
             f.records, _weights(f), f.workdir, split=f.split, num_clips=f.clips,
             clip_choice=f.clip_choice, step=f.step, crops=f.crops, batch_size=f.eval_batch_size, seed=f.seed,
-            overwrite=f.overwrite)
+            embed=f.embed, overwrite=f.overwrite)
     return f.workdir
 
 
-def _predict(f) -> None:
+def _predict(f) -> str | None:
     _start_tensorflow()
     from c3d_tf import predict
+    from c3d_tf.data import streams
 
-    predict.show(predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k), as_json=f.json)
+    network = {'precision': f.precision, 'runtime': f.runtime, 'export_dir': f.export_dir}
+    if streams.is_live(f.input):
+        if f.render or f.heatmap:
+            raise errors.UsageError('--render and --heatmap draw on a file; --input is live')
+        predict.live(f.input, _weights(f), step=f.step, top_k=f.top_k, duration=f.duration, as_json=f.json,
+                     **network)
+        return None
+    if f.duration:
+        raise errors.UsageError(f'--duration={f.duration:g} ends live input; --input={f.input} is not live')
+    result = predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k, render=f.render,
+                             heatmap=f.heatmap, overwrite=f.overwrite, quiet=f.json, **network)
+    predict.show(result, as_json=f.json)
+    return os.path.dirname(storage.abspath(f.render)) if f.render else None
 
 
 def _features(f) -> str:
@@ -100,8 +116,9 @@ def _features(f) -> str:
     features.extract(
         f.output, _weights(f), videos=f.input, records_dir=f.records, split=f.split,
         layers=tuple(f.layers) or ('fc6',), step=f.step, pool=f.pool, file_format=f.format,
-        precision=f.precision, batch_size=f.eval_batch_size, num_workers=f.num_workers, video_timeout=f.video_timeout,
-        lock_timeout=f.lock_timeout, max_failures=f.max_failures, overwrite=f.overwrite)
+        precision=f.precision, runtime=f.runtime, export_dir=f.export_dir, batch_size=f.eval_batch_size,
+        num_workers=f.num_workers, video_timeout=f.video_timeout, lock_timeout=f.lock_timeout,
+        max_failures=f.max_failures, runner=f.runner, beam_options=tuple(f.beam_options), overwrite=f.overwrite)
     return f.output
 
 
@@ -181,7 +198,8 @@ def _export(f) -> str | None:
         check.check(f.check)
         return None
     export.export(_weights(f), f.export_dir, top_k=f.top_k, max_clips=f.max_clips, layers=tuple(f.layers),
-                  precision=f.precision, overwrite=f.overwrite)
+                  precision=f.precision, runtime=f.runtime, records_dir=f.records, num_clips=f.clips,
+                  overwrite=f.overwrite)
     return f.export_dir
 
 
@@ -241,7 +259,7 @@ def _run(argv: list[str]) -> int:
     known = flags.Flags()
     f = known.values
     try:
-        words = known.read(argv)[1:]
+        words = known.values(paths.with_flagfiles(argv))[1:]
     except absl_flags.Error as error:
         raise errors.UsageError(f'{error}\nSee --help.') from error
     if words:
@@ -259,8 +277,12 @@ def _run(argv: list[str]) -> int:
     if f.help or not f.mode:
         console.say(usage.help_text(known, f.mode))
         return errors.EXIT_OK if f.help else errors.EXIT_USAGE
+    if f.strategy == 'multi_worker' and {'train', 'study'} & {*f.mode} and f.mode != ['train']:
+        raise errors.UsageError(f'--strategy=multi_worker with --mode={",".join(f.mode)}: expected '
+                                '--mode=train, since every worker does all that it is told; run the other '
+                                'verbs before and after it, on one machine')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    _check_remote(known)
+    paths.check(known)
     for verb in f.mode:
         where = MODES[verb](f)
         if where:
@@ -270,16 +292,6 @@ def _run(argv: list[str]) -> int:
     if where and f.mode[-1] in ('prepare', 'train', 'evaluate', 'export'):
         console.say('\n'.join(['next:', *_next(f)]))
     return errors.EXIT_OK
-
-
-def _check_remote(known: flags.Flags) -> None:
-    """Refuses paths that nothing here serves, before any work."""
-    f = known.values
-    for name in {name for verb in f.mode for name in known.of(verb)}:
-        for value in f[name].value if isinstance(f[name].value, list) else [f[name].value]:
-            if isinstance(value, str) and storage.scheme(value):
-                _start_tensorflow()
-                storage.check(value)
 
 
 def _start_tensorflow() -> None:
@@ -296,6 +308,8 @@ def _next(f) -> list[str]:
     door = usage.DOOR
     if f.mode[-1] == 'prepare':
         return [f'  {door} --mode=train --records={f.records} --workdir=runs/NAME']
+    if f.mode[-1] == 'export' and f.runtime != 'tensorflow':
+        return ['  docs/runtimes.md says how to use it']
     if f.mode[-1] == 'export':
         return [f'  {door} --mode=export --check={f.export_dir}/N', '  export/README.md has the server and a client']
     lines = [f'  {door} --mode=predict --workdir={f.workdir} --input=VIDEO']
@@ -327,12 +341,10 @@ def _complain(message, code: int) -> int:
 
 
 def command() -> None:
-    """The program: `main`, and the end of its process."""
+    """The program. With tensorflow-io it leaves at once, since that aborts while Python is taken down."""
     code = main()
-    if 'tensorflow_io' in sys.modules:  # its s3:// aborts while the interpreter is taken down
-        sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    sys.stdout.flush()
+    (os._exit if 'tensorflow_io' in sys.modules else sys.exit)(code)
 
 
 if __name__ == '__main__':

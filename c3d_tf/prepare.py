@@ -48,6 +48,8 @@ def prepare(
     max_failures: int = 0,
     num_workers: int = 0,
     video_timeout: float = 60.0,
+    runner: str = 'local',
+    beam_options: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> dict:
     """Writes the records of all splits below `records_dir`.
@@ -61,6 +63,8 @@ def prepare(
       max_failures: broken videos that are tolerated; -1 for any number.
       num_workers: processes; 0 means one a core.
       video_timeout: seconds without a decoded frame after which a file counts as stuck.
+      runner: 'local', or 'beam': an engine of Apache Beam does the shards, to the same bytes.
+      beam_options: of Beam and its engine, e.g. '--runner=DaskRunner'.
       overwrite: deletes records made with other settings instead of refusing.
 
     Returns:
@@ -76,24 +80,39 @@ def prepare(
     if clip_length > max_frames:
         raise errors.UsageError(f'--clip_length={clip_length}: expected at most {max_frames}, the longest '
                                 'span of a record')
+    if runner == 'beam':
+        from c3d_tf.data import beam_runner  # Beam is an extra
+
+        empty = beam_runner.pipeline(beam_options)
+    elif runner != 'local':
+        raise errors.UsageError(f'--runner={runner}: expected local or beam')
     described = _describe(dataset, settings)
     index = _existing(records_dir, described, overwrite)
+    tasks = _plan(dataset, records_dir)
+    if index is not None and _lost(records_dir, index):
+        _reopen(records_dir, index, tasks)
+        index = None
     if index is not None:
+        # Of a run that was killed last.
+        storage.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)
         failed = index['found'] - index['taken']
         _check_failures(failed, max_failures, records_dir)
         console.say(f'prepare: {records_dir} is complete: {index["taken"]} videos, {failed} skipped')
         return index
 
-    tasks = _plan(dataset, records_dir)
     storage.makedirs(os.path.join(records_dir, PROGRESS))
     files.remove_leftovers(records_dir)
     files.remove_leftovers(os.path.join(records_dir, PROGRESS))
     files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), described)
     work = functools.partial(encode_video.write_shard, class_names=dataset.class_names,
                              settings=settings)
-    local_runner.run(tasks, work, num_workers=num_workers or os.cpu_count(),
-                     video_timeout=video_timeout, in_process=any(map(
-                         storage.private, [records_dir, *(one.path for one in dataset.examples)])))
+    if runner == 'beam':
+        beam_runner.write_shards(empty, tasks, work, video_timeout=video_timeout)
+    else:
+        local_runner.run(tasks, work, num_workers=num_workers or os.cpu_count(),
+                         video_timeout=video_timeout, in_process=any(map(
+                             storage.private, [records_dir, *(one.path for one in dataset.examples)])))
+    files.remove_leftovers(records_dir)  # of workers that a video took down
 
     reports = [files.read_json(task.report) for task in tasks]
     skipped = sorted((skip for report in reports for skip in report['skipped']),
@@ -111,7 +130,7 @@ def prepare(
         'settings': described,
         'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__, 'opencv': cv2.__version__},
     }
-    index['channel_means'] = _write_mean(records.Index(records_dir, index), clip_length)
+    index['channel_means'] = _write_mean(records_dir, index, clip_length)
     files.write_json(os.path.join(records_dir, records.INDEX), index)  # last: it says "complete"
     storage.rmtree(os.path.join(records_dir, PROGRESS))
     _summarise(index, records_dir)
@@ -135,11 +154,6 @@ def _existing(records_dir: str, described: dict, overwrite: bool) -> dict | None
     index = files.read_json(os.path.join(records_dir, records.INDEX))
     before = index['settings'] if index else files.read_json(
         os.path.join(records_dir, PROGRESS, 'settings.json'))
-    if index and (lost := [s['file'] for part in index['splits'].values() for s in part['shards']
-                           if not storage.exists(os.path.join(records_dir, s['file']))]):
-        console.say(f'prepare: {lost[0]} is gone; the records are made anew')
-        storage.remove(os.path.join(records_dir, records.INDEX))
-        index = None
     # An unfinished run of the same settings goes on, with --overwrite as well.
     if before is None or before == described and not (overwrite and index):
         return index
@@ -153,6 +167,34 @@ def _existing(records_dir: str, described: dict, overwrite: bool) -> dict | None
             storage.remove(os.path.join(records_dir, name))
     storage.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)
     return None
+
+
+def _lost(records_dir: str, index: dict) -> list[str]:
+    """Returns the files that are gone, cut or grown since the index was written."""
+    others = [os.path.join(records_dir, name) for name in (records.MEAN, records.SKIPPED)]
+    return records.Index(records_dir, index).lost() + [path for path in others if not storage.exists(path)]
+
+
+def _reopen(records_dir: str, index: dict, tasks: list[local_runner.Task]) -> None:
+    """Makes finished records unfinished again: what is there stays, what is lost is made anew."""
+    lost = _lost(records_dir, index)
+    console.say(f'prepare: {lost[0]} is gone or not as long as it was ({len(lost)} such files); made anew')
+    shards = {shard['file']: shard for part in index['splits'].values() for shard in part['shards']}
+    skipped_file = os.path.join(records_dir, records.SKIPPED)
+    if skipped_file in lost:  # which shard's videos were skipped is not known any more: all of them anew
+        tasks = []
+    else:
+        with storage.open(skipped_file, encoding='utf-8', errors='surrogateescape') as file:
+            skips = {skip['path']: skip for skip in map(json.loads, file)}
+    for task in tasks:
+        if task.path not in lost:
+            shard = shards[os.path.basename(task.path)]
+            files.write_json(task.report, {
+                'records': shard['records'], 'frames': shard['frames'],
+                'skipped': [skips[e.source] for _, _, e in task.examples if e.source in skips],
+                'bytes': storage.getsize(task.path)})
+    files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), index['settings'])
+    storage.remove(os.path.join(records_dir, records.INDEX))
 
 
 def _plan(dataset: datasets.Dataset, records_dir: str) -> list[local_runner.Task]:
@@ -189,8 +231,8 @@ def _splits(tasks: list[local_runner.Task], reports: list[dict], dataset: datase
         part['videos'] += len(report['records'])
         gone = {skip['path'] for skip in report['skipped']}
         part['shards'].append({
-            'file': os.path.basename(task.path), 'records': report['records'],
-            'frames': report['frames'],
+            'file': os.path.basename(task.path), 'bytes': report['bytes'],
+            'records': report['records'], 'frames': report['frames'],
             'labels': [list(e.labels) for _, _, e in task.examples if e.source not in gone]})
     for part in splits.values():
         taken = [label for shard in part['shards'] for own in shard['labels'] for label in own]
@@ -198,13 +240,15 @@ def _splits(tasks: list[local_runner.Task], reports: list[dict], dataset: datase
     return splits
 
 
-def _write_mean(index: records.Index, clip_length: int) -> list[float]:
+@records.names_damage
+def _write_mean(records_dir: str, data: dict, clip_length: int) -> list[float]:
     """Writes the mean clip of the training split; returns its RGB means.
 
     The mean is over non-overlapping clips of the stored frames, every k-th where there are more than
     MEAN_CLIPS; sums are exact integers.
     """
-    name = 'train' if index.data['splits'].get('train', {}).get('videos') else 'test'
+    index = records.Index(records_dir, data)
+    name = 'train' if data['splits'].get('train', {}).get('videos') else 'test'
     split = index.split(name)
     height, width = index.frame_size
     record, start = clips.choose(split.frames, split.videos, choice='all', clip_length=clip_length,

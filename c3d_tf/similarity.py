@@ -163,9 +163,13 @@ def labels_of_records(records_dir: str, split: str) -> dict[str, str]:
     from c3d_tf.data import pipeline  # TensorFlow, which nothing else here needs
     from c3d_tf.data import records
 
-    index = records.read_index(records_dir)
-    names, labels = pipeline.read_labels(index.split(split))
-    return {name: index.class_names[own[0]] for name, own in zip(names, labels) if len(own) == 1}
+    @records.names_damage
+    def read(directory):
+        index = records.read_index(directory)
+        names, labels = pipeline.read_labels(index.split(split))
+        return {name: index.class_names[own[0]] for name, own in zip(names, labels) if len(own) == 1}
+
+    return read(records_dir)
 
 
 def labels_of_dataset(dataset) -> tuple[dict[str, str], dict[str, str]]:

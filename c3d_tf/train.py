@@ -8,7 +8,7 @@ position, so a run that was killed goes on from its last checkpoint to the same 
 import dataclasses
 import math
 import os
-import signal
+import tempfile
 import time
 
 import keras
@@ -23,8 +23,13 @@ from c3d_tf.common import storage
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
+from c3d_tf.training import cluster as clusters
 from c3d_tf.training import curve as curves
+from c3d_tf.training import monitor as monitors
+from c3d_tf.training import state as states
+from c3d_tf.training import stopping
 from c3d_tf.training import trainer as trainers
+from c3d_tf.training import transfer
 from c3d_tf.training.recipe import Recipe
 from c3d_tf.weights import artefact
 
@@ -34,6 +39,7 @@ BEST = 'best.keras'
 CALIBRATION_BATCHES = 64
 
 
+@records.names_damage
 def fit(
     records_dir: str,
     workdir: str,
@@ -42,6 +48,9 @@ def fit(
     checkpoint_every: int = 1000,
     log_every: int = 50,
     watch: str = '',
+    histograms: int = 0,
+    profile: int = 0,
+    worker_timeout: float = 600.0,
     overwrite: bool = False,
 ) -> dict:
     """Trains on the records' train split; the same call continues a stopped run.
@@ -56,15 +65,18 @@ def fit(
       checkpoint_every: steps between two checkpoints.
       log_every: steps between two points of the curves.
       watch: a split that is scored after each epoch as well, for its curve alone: it chooses nothing.
+      histograms: steps between two histograms of all weights; 0: none.
+      profile: steps of which a profiler's trace is written; 0: none.
+      worker_timeout: seconds that a worker of many waits for the others at the start.
       overwrite: starts anew over a run with another recipe instead of refusing.
 
     Returns:
-      the content of train.json.
+      the content of train.json; {} on a worker that is not the chief, which writes nothing there.
 
     Raises:
       errors.UsageError: the recipe cannot be, or the workdir holds a run with another one.
       errors.RunError: the loss or the weights are not numbers.
-      errors.Interrupted: SIGTERM or Ctrl-C came; the state is saved.
+      errors.Interrupted: SIGTERM or Ctrl-C came, or another worker was lost; the state is saved.
     """
     index = records.read_index(records_dir)
     split = index.split('train')
@@ -72,7 +84,8 @@ def fit(
         index.frame_size, recipe.crop_size, recipe.clip_length, recipe.stride,
         preprocess.load_mean(recipe.mean, index, recipe.clip_length), recipe.short)
     settings = _settings(recipe, index)
-    finished = _existing(workdir, settings, overwrite)
+    cluster = clusters.read() if recipe.strategy == 'multi_worker' else clusters.Cluster()
+    finished = _existing(workdir, settings, overwrite, cluster.is_chief)
     if finished is not None:
         console.say(f'train: {os.path.join(workdir, MODEL)} is trained already')
         return finished
@@ -84,7 +97,8 @@ def fit(
                                 f'the {recipe.clip_length} frames of one')
     steps_per_epoch = math.ceil(clips / recipe.batch_size)
     total = recipe.steps or recipe.epochs * steps_per_epoch
-    strategy = _strategy(recipe.strategy)
+    strategy = clusters.strategy(recipe.strategy, cluster, worker_timeout)
+    worker = (cluster.index, cluster.count)
     if recipe.precision == 'float16' and not tf.config.list_logical_devices('GPU'):
         raise errors.UsageError('--precision=float16 needs a GPU: TensorFlow has no 3-D pools in float16 '
                                 'on CPUs; take bfloat16 here')
@@ -93,10 +107,14 @@ def fit(
             recipe, lambda: recipe.network(len(index.class_names)), total, strategy,
             _class_weights(recipe, index, split, per_record),
             pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=0, seed=recipe.seed,
-                                  **recipe.choices()).take(CALIBRATION_BATCHES))
+                                  **recipe.choices()).take(CALIBRATION_BATCHES), cluster.count)
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
-    validation, watched = (_middle_clips(index, name, spec, recipe) for name in ('val', watch))
+    except tf.errors.OpError as error:  # the workers have the same weights from the start
+        if (lost := cluster.lost(error)) is None:
+            raise
+        raise cluster.interrupted(lost, 'before the first step') from error
+    validation, watched = (_middle_clips(index, name, spec, recipe, worker) for name in ('val', watch))
     if watch and watched is None:
         raise errors.UsageError(f'--watch={watch}: {records_dir} has no video in that split')
     if recipe.patience and validation is None:
@@ -104,89 +122,132 @@ def fit(
                                 'with --val_fraction or --val_list')
     if recipe.min_scale < 1 and not recipe.random_crop:
         raise errors.UsageError(f'--min_scale={recipe.min_scale:g} needs --random_crop')
-    checkpoints = os.path.join(workdir, 'checkpoints')
-    files.remove_leftovers(workdir)
-    for path in storage.glob(os.path.join(storage.escape(checkpoints), 'ckpt-*_temp')):
-        storage.rmtree(path)  # a checkpoint that was being written when its run was killed
-    manager = tf.train.CheckpointManager(trainer.checkpoint, checkpoints, 2)
-    if manager.latest_checkpoint:
-        trainer.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+    elsewhere = tempfile.TemporaryDirectory()  # the curves of the other workers
+    folder = workdir if cluster.is_chief else elsewhere.name
+    files.remove_leftovers(folder)
+    state = states.State(os.path.join(workdir, 'checkpoints'), trainer, cluster)
+    if not state.resume() and recipe.init_from:
+        transfer.initialise(trainer.model, recipe, spec)
+    with state.saved_when_lost():
+        trainer.follow(cluster.is_chief)
+    if int(trainer.step):
         console.say(f'train: continues at step {int(trainer.step)} of {total}')
-    elif recipe.init_from:
-        _initialise(trainer.model, recipe, spec)
-    files.write_json(os.path.join(workdir, RESULT), {'status': 'running', 'settings': settings})
-    _announce(recipe, trainer, clips, len(index.class_names), total, strategy)
+    elif trainer.guard:
+        state.save(0)
+    running = {'status': 'running', 'settings': settings, 'last': {}}
+    if int(trainer.step) and (before := files.read_json(os.path.join(folder, RESULT))):
+        running['last'] = before.get('last', {})
+    files.write_json(os.path.join(folder, RESULT), running)
+    _announce(recipe, trainer, clips, len(index.class_names), total, strategy, cluster)
 
     def save(name, weights):
         provenance = {'trained_by': f'c3d_tf {__version__}', 'weights': weights, 'settings': settings}
         with trainer.final_weights():
-            artefact.save(os.path.join(workdir, name),
-                          artefact.Artefact(trainer.model, spec, index.class_names, provenance))
+            if cluster.is_chief:
+                artefact.save(os.path.join(workdir, name),
+                              artefact.Artefact(trainer.model, spec, index.class_names, provenance))
 
     def check(last):  # before good weights are replaced
         curve.check()
         if not trainer.finite():
             raise curves.BadLoss('the weights are not numbers any more; the last batch', last.numpy())
 
+    def score(last):
+        if not (validation or watched):
+            return
+        check(last)
+        if watched:
+            curve.draw(step, **{f'{watch}_accuracy': trainer.validate(watched)})
+        if validation:
+            accuracy = trainer.validate(validation)
+            curve.draw(step, val_accuracy=accuracy)
+            if accuracy > float(trainer.best_score):
+                trainer.best_score.assign(accuracy)
+                trainer.best_step.assign(step)
+                save(BEST, f'{kind} at step {step}, best of the validations')
+
     kind = 'moving averages' if recipe.ema else 'weights'
     started = time.time()
     step = int(trainer.step)
-    curve = curves.Curve(workdir, step, total, trainer.rate, log_every)
-    with _StopSignal() as stop:
+    curve = curves.Curve(folder, step, total, trainer.rate, log_every)
+    monitor = monitors.Monitor(
+        curve.writer, curve.folder, trainer, step, total, log_every=log_every, histograms=histograms,
+        profile=profile, class_names=index.class_names, mean=spec.mean)
+    with stopping.StopSignal() as stop, state.saved_when_lost(), curve, monitor:
+        monitor.describe(records_dir, settings)
+        if step and (step % steps_per_epoch == 0 or step == total) and cluster.count > 1:
+            score(tf.constant([], tf.int64))  # a worker may have been lost before it was done
         while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):
             epoch, used = divmod(step, steps_per_epoch)
             batches = pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=epoch,
-                                            skip=used, seed=recipe.seed, **recipe.choices())
+                                            skip=used, seed=recipe.seed, worker=worker, **recipe.choices())
             for batch in curve.timed(batches):
-                sums = trainer.train_step(step, *batch[:2])
+                size = min(recipe.batch_size, clips - step % steps_per_epoch * recipe.batch_size)
+                sums = monitor.step(step, *batch[:2], weight=pipeline.share(size, worker), stop=stop.came)
                 step += 1
                 try:
-                    curve.add(step, *sums, batch[2])
-                    ends = step % steps_per_epoch == 0 or step == total
-                    if ends and watched:
+                    if not (trainer.guard and _skipped(trainer, state, step - 1, float(sums[0]),
+                                                       checkpoint_every, batch[2])):
+                        curve.add(step, *sums, batch[2])
+                    if step % steps_per_epoch == 0 or step == total:
+                        score(batch[2])
+                    # Asked once: what is said below was done here. Many workers stop where they all know of it.
+                    ending = stop.came if cluster.count == 1 else float(trainer.stops) > 0
+                    if step % checkpoint_every == 0 or step == total or ending:
                         check(batch[2])
-                        curve.draw(step, **{f'{watch}_accuracy': trainer.validate(watched)})
-                    if ends and validation:
-                        check(batch[2])
-                        score = trainer.validate(validation)
-                        curve.draw(step, val_accuracy=score)
-                        if score > float(trainer.best_score):
-                            trainer.best_score.assign(score)
-                            trainer.best_step.assign(step)
-                            save(BEST, f'{kind} at step {step}, best of the validations')
-                    stopping = stop.came  # asked once: what is said below was done here
-                    if step % checkpoint_every == 0 or step == total or stopping:
-                        check(batch[2])
-                        manager.save(checkpoint_number=step)
+                        # A run that goes on from here has the same points, and the same last ones.
+                        files.write_json(os.path.join(folder, RESULT), running | {'last': curve.point(step)})
+                        state.save(step)
                 except curves.BadLoss as bad:
-                    raise _bad_loss(bad, split, manager.latest_checkpoint) from None
-                if stopping:
+                    raise _bad_loss(bad, split, state.newest()) from None
+                if ending:
                     raise errors.Interrupted(f'stopped at step {step} of {total} and saved; '
                                              'the same command goes on from there')
                 if step == total:
                     break
     path = os.path.join(workdir, MODEL)
-    if validation:
+    if not validation:
+        save(MODEL, f'{kind} at step {step}, the last')
+    elif cluster.is_chief:
         with files.replacing(path) as temporary:
             storage.copy(os.path.join(workdir, BEST), temporary)
-    else:
-        save(MODEL, f'{kind} at step {step}, the last')
     result = {'status': 'done', 'steps': step, 'seconds': round(time.time() - started, 1),
-              **curve.close(step), 'settings': settings,
+              **running['last'], **curve.close(step), 'settings': settings,
               'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__,
                            'keras': keras.__version__}}
     if validation:
         result |= {'best_val_accuracy': round(float(trainer.best_score), 6),
                    'best_step': int(trainer.best_step)}
-    files.write_json(os.path.join(workdir, RESULT), result)
+    if trainer.guard:
+        result['skipped_steps'] = trainer.guard.skipped
+    files.write_json(os.path.join(folder, RESULT), result)
+    with state.saved_when_lost():
+        trainer.over_workers(tf.constant(0))  # so that all workers are done when the model is there
+    if not cluster.is_chief:
+        return {}
     console.say(f'train: wrote {path}')
     return result
 
 
-def _announce(recipe, trainer, clips, classes, total, strategy) -> None:
+def _skipped(trainer, state, step, loss, every, batch) -> bool:
+    """Returns whether the loss of an update was bad; then the state is that of a checkpoint, behind it."""
+    wrong = trainer.guard.bad(step, loss)
+    if not wrong:
+        return False
+    number = state.go_back(step, every)
+    if number is None:
+        raise curves.BadLoss(f'{wrong}, and there is no checkpoint to go back to, or --max_skips is reached; '
+                             'the batch', batch.numpy())
+    console.say(f'train: {wrong}: back to the weights of step {number}, and on behind this batch')
+    return True
+
+
+def _announce(recipe, trainer, clips, classes, total, strategy, cluster) -> None:
     console.say(f'train: {recipe.model} with {trainer.model.count_params():,} parameters; {clips} clips an '
                 f'epoch, {classes} classes; {total} steps of {recipe.batch_size} clips on '
-                f'{strategy.num_replicas_in_sync} device(s)')
+                f'{strategy.num_replicas_in_sync} device(s)'
+                + (f' of {cluster.count} workers, of which this is number {cluster.index}'
+                   if cluster.count > 1 else ''))
     if recipe.base_batch_size:
         console.say(f'train: the rate is scaled to the batch: {recipe.learning_rate:g} x '
                     f'{recipe.batch_size}/{recipe.base_batch_size} = {recipe.rate():g}')
@@ -220,8 +281,10 @@ def _class_weights(recipe: Recipe, index: records.Index, split: records.Split,
     return np.divide(mean, counts, out=np.zeros_like(counts), where=counts > 0)
 
 
-def _middle_clips(index: records.Index, split: str, spec: preprocess.Preprocessing, recipe: Recipe):
-    """Returns (clips, labels) batches, a clip a video of the split, or None where it has no video."""
+def _middle_clips(index: records.Index, split: str, spec: preprocess.Preprocessing, recipe: Recipe,
+                  worker: tuple[int, int]):
+    """Returns the worker's (clips, labels) batches, a clip a video of the split, or None where it has no
+    video."""
     if not index.data['splits'].get(split, {}).get('videos'):
         return None
     part = index.split(split)
@@ -229,7 +292,8 @@ def _middle_clips(index: records.Index, split: str, spec: preprocess.Preprocessi
     labels = tf.constant([own[0] for own in labels])
     videos = tf.constant(part.videos)
     batches = pipeline.for_evaluation(part, spec, batch_size=recipe.batch_size, choice='uniform', count=1)
-    return batches.map(lambda clips, record: (clips, tf.gather(labels, tf.gather(videos, record))))
+    return batches.shard(worker[1], worker[0]).map(
+        lambda clips, record: (clips, tf.gather(labels, tf.gather(videos, record))))
 
 
 def _out_of_patience(recipe: Recipe, trainer: trainers.Trainer, steps_per_epoch: int) -> bool:
@@ -240,13 +304,13 @@ def _out_of_patience(recipe: Recipe, trainer: trainers.Trainer, steps_per_epoch:
     return False
 
 
-def _bad_loss(bad: curves.BadLoss, split: records.Split, checkpoint: str | None) -> errors.RunError:
+def _bad_loss(bad: curves.BadLoss, split: records.Split, newest: str) -> errors.RunError:
     names, _ = pipeline.read_labels(split)
     videos = [names[split.videos[record]] for record in bad.records]
     return errors.RunError(
         f'{bad.what}: {", ".join(videos)}.\nLower '
         '--learning_rate or set --clip_norm, in another --workdir; the newest checkpoint is '
-        + (checkpoint or 'none') + '.')
+        + f'{newest}.')
 
 
 def _settings(recipe: Recipe, index: records.Index) -> dict:
@@ -257,14 +321,17 @@ def _settings(recipe: Recipe, index: records.Index) -> dict:
                       if storage.isfile(path)}}
 
 
-def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
-    """Returns the result of a finished run; clears the way on `overwrite`."""
+def _existing(workdir: str, settings: dict, overwrite: bool, is_chief: bool) -> dict | None:
+    """Returns the result of a finished run; clears the way on `overwrite`, which is the chief's to do."""
     result = files.read_json(os.path.join(workdir, RESULT))
     # An option that the run's version did not have yet was then what is its default now.
     before = result and {**dataclasses.asdict(Recipe()), **result['settings']}
     if overwrite and result and (result['status'], before) != ('running', settings):
         # A run of the same recipe that was stopped goes on, with --overwrite as well.
-        storage.rmtree(os.path.join(workdir, 'checkpoints'), ignore_errors=True)
+        if not is_chief:
+            return None
+        for name in ('checkpoints', os.path.join('tensorboard', 'train')):
+            storage.rmtree(os.path.join(workdir, name), ignore_errors=True)
         for name in (MODEL, BEST):
             if storage.exists(os.path.join(workdir, name)):
                 storage.remove(os.path.join(workdir, name))
@@ -275,60 +342,3 @@ def _existing(workdir: str, settings: dict, overwrite: bool) -> dict | None:
     raise errors.changed_settings(
         f'the run in {workdir}', before, settings,
         'Give another --workdir, or --overwrite to start anew.')
-
-
-def _strategy(name: str) -> tf.distribute.Strategy:
-    if name == 'mirrored':
-        # Logical devices where there are several: so the same code is tested without GPUs.
-        devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    return tf.distribute.get_strategy()
-
-
-def _initialise(model: keras.Model, recipe: Recipe, spec: preprocess.Preprocessing) -> None:
-    """Copies the weights of `recipe.init_from` by layer name; says what starts at random, and where the
-    run's preprocessing is another one than theirs."""
-    net = artefact.load(recipe.init_from, flag='--init_from')
-    source = {layer.name: layer for layer in net.model.layers}
-    try:
-        reinit = {layer.name for name in recipe.reinit for layer in trainers.layers_of(model, name)}
-    except ValueError as error:
-        raise errors.UsageError(f'--reinit: {error}') from error
-    fresh = []
-    for layer in model.layers:
-        if not layer.weights:
-            continue
-        if layer.name in reinit:
-            fresh.append(layer.name)
-            continue
-        theirs = source.get(layer.name)
-        shapes = [tuple(w.shape) for w in layer.weights]
-        have = [tuple(w.shape) for w in theirs.weights] if theirs else 'no such layer'
-        if shapes != have:
-            raise errors.UsageError(f'--init_from={recipe.init_from}: {layer.name} should be '
-                                    f'{shapes}, there is {have}; name it in --reinit to start it at '
-                                    'random')
-        layer.set_weights(theirs.get_weights())
-    console.say(f'train: weights of {recipe.init_from}; at random: {", ".join(fresh) or "none"}')
-    own = net.preprocessing
-    if own.to_json() != spec.to_json() or not np.array_equal(own.mean, spec.mean):
-        console.say(f'  they were trained on {own}')
-        console.say(f'  this run takes       {spec}')
-
-
-class _StopSignal:
-    """Notes SIGTERM and SIGINT, so that the step in work ends and is saved; a second one kills."""
-
-    def __enter__(self):
-        self.came = False
-        self._before = {number: signal.signal(number, self._note)
-                        for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number, frame):
-        self.came = True
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

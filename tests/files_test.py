@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+
 from c3d_tf.common import files
 
 
 def test_only_our_own_leftovers_are_removed(tmp_path):
-    ours = ['index.json.tmp-123', 'model.keras.tmp-9']
-    theirs = ['notes.tmp-old', 'x.tmp-1x', 'model.keras']
+    dead = subprocess.Popen(['true'])
+    dead.wait()
+    alive, own = os.getppid(), os.getpid()
+    ours = [f'index.json.tmp-{dead.pid}', f'model.keras.tmp-{own}']
+    theirs = ['notes.tmp-old', 'x.tmp-1x', 'model.keras', f'evaluate.json.tmp-{alive}']
     for name in ours + theirs:
         (tmp_path / name).write_text('x')
-    (tmp_path / 'frames_temp').mkdir()
-    (tmp_path / 'folder.tmp-5').mkdir()
-    (tmp_path / 'model.keras.tmp-7.d').mkdir()
-    (tmp_path / 'model.keras.tmp-7.d/config.json').touch()
+    for name in ('frames_temp', f'folder.tmp-{dead.pid}', f'b.keras.tmp-{alive}.d', f'a.keras.tmp-{dead.pid}.d'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').touch()
+    files.remove_leftovers(str(tmp_path), 'index.json')
+    assert not (tmp_path / ours[0]).exists() and (tmp_path / ours[1]).exists()
     files.remove_leftovers(str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {*theirs, 'frames_temp', 'folder.tmp-5'}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *theirs, 'frames_temp', f'folder.tmp-{dead.pid}', f'b.keras.tmp-{alive}.d'}
 
 
 def test_a_file_is_complete_or_absent(tmp_path):

@@ -9,9 +9,7 @@ import pathlib
 import random
 import re
 import signal
-import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from c3d_tf.weights import caffe
 from c3d_tf.weights import formats
 from c3d_tf.weights import pickles
 from c3d_tf.weights import torch
+from tests import line_coverage
 from tests import mutants
 
 # Seeds and mutants; what reads them; a mutant is past the header if this function is reached: a blob's
@@ -60,58 +59,6 @@ def _same(a, b) -> bool:
         return a.format == b.format and a.arrays.keys() == b.arrays.keys() and all(
             np.array_equal(a.arrays[name], b.arrays[name]) for name in a.arrays)
     return np.array_equal(a, b)
-
-
-class _Coverage:
-    """Which lines of the functions of some modules ran; coverage.py is none of our requirements."""
-
-    def __init__(self, *modules):
-        self.left, self.all = {}, set()
-        for module in modules:
-            code = compile(pathlib.Path(module.__file__).read_text(), module.__file__, 'exec')
-            self._take(code)
-
-    def _take(self, code):
-        lines = {(code.co_filename, line) for _, _, line in code.co_lines() if line}
-        if code.co_flags & 2:  # a function's: modules and classes ran when they were imported
-            lines -= {(code.co_filename, code.co_firstlineno)}
-            self.left[code.co_filename, code.co_firstlineno, code.co_name] = set(lines)
-            self.all |= lines
-        for inner in code.co_consts:
-            if isinstance(inner, types.CodeType):
-                self._take(inner)
-
-    def __call__(self, frame, event, _):
-        code = frame.f_code
-        left = self.left.get((code.co_filename, code.co_firstlineno, code.co_name))
-        if not left:
-            return None
-
-        def line(frame, event, _):
-            left.discard((code.co_filename, frame.f_lineno))
-            return line
-        return line(frame, event, _)
-
-    def __enter__(self):
-        sys.settrace(self)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(None)
-
-    def missing(self) -> dict[str, list[int]]:
-        found = {}
-        for path, line in sorted(set().union(*self.left.values())):
-            found.setdefault(pathlib.Path(path).name, []).append(line)
-        return found
-
-    def summary(self) -> str:
-        rows = []
-        for path in sorted({path for path, _ in self.all}):
-            name = pathlib.Path(path).name
-            lines, missing = sum(p == path for p, _ in self.all), self.missing().get(name, [])
-            rows.append(f'{name} {1 - len(missing) / lines:.0%} of {lines} lines, not {missing}')
-        return '\n  '.join(rows)
 
 
 def _fuzz(name, count, path, limited, monkeypatch, seed=0):
@@ -177,7 +124,7 @@ def test_a_hundred_thousand_mutants(path, limited, monkeypatch):
     for name in PARSERS:
         with monkeypatch.context() as patch:
             _fuzz(name, 100_000, path, limited, patch, seed=1)
-    coverage = _Coverage(caffe, formats, pickles, torch)
+    coverage = line_coverage.Coverage(caffe, formats, pickles, torch)
     with coverage:  # tracing makes it slow: some of them only, and without the limit
         for name in PARSERS:
             with monkeypatch.context() as patch:

@@ -15,37 +15,10 @@ import zipfile
 import numpy as np
 
 from c3d_tf.weights import pickles
+from tests import byte_mutants
 from tests import caffe_test
 from tests import formats_test
 from tests import weight_files
-
-NUMBERS = (0, 1, 2, 4, 127, 128, 255, 256, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-
-
-def _bytes(rng, data: bytes, other: bytes) -> bytes:
-    data = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        at, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 4, 8, 30))
-        kind = rng.randrange(7)
-        if kind == 0 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1 and at < len(data):
-            data[at] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
-        elif kind == 2:
-            data[at:at] = rng.randbytes(size)
-        elif kind == 3:
-            del data[at:at + size]
-        elif kind == 4:
-            data[at:at] = data[at:at + size * 4]
-        elif kind == 5:
-            start = rng.randrange(len(other))
-            data[at:] = other[start:]
-        elif rng.random() < 0.3:
-            del data[at:]
-        else:
-            data[at:at + size] = rng.choice(NUMBERS).to_bytes(8, 'little')[:size]
-    return bytes(data)
-
 
 # Messages of protobuf: lists of [field, wire type, content], the content of a message being such a list.
 
@@ -121,11 +94,12 @@ def _message(rng, seed: list, other: list) -> bytes:
         elif kind == 4:
             fields[at:at + 1] = _copied([rng.choice(rng.choice([one for one in _lists(other) if one]))])
         elif kind == 5:
-            fields.insert(at, [rng.randrange(1, 10), 0, rng.choice(NUMBERS)])
+            fields.insert(at, [rng.randrange(1, 10), 0, rng.choice(byte_mutants.NUMBERS)])
         elif isinstance(value, int):
-            fields[at][2] = rng.choice((*NUMBERS, value + 1, max(value - 1, 0)))
+            fields[at][2] = rng.choice((*byte_mutants.NUMBERS, value + 1, max(value - 1, 0)))
         elif isinstance(value, bytes) and value:
-            fields[at][2] = _bytes(rng, value, value) if kind < 8 else value[:rng.randrange(len(value))]
+            fields[at][2] = (byte_mutants.damaged(rng, value, value) if kind < 8
+                             else value[:rng.randrange(len(value))])
     return _write(tree)
 
 
@@ -163,7 +137,7 @@ def _pickle(rng, seed: list, other: list) -> bytes:
             start = rng.randrange(len(other))
             codes[at:at + 3] = other[start:start + rng.randrange(1, 8)]
         elif kind == 5 and len(codes[at]) > 1:
-            codes[at] = codes[at][:1] + _bytes(rng, codes[at][1:], b'\0\1\xff')
+            codes[at] = codes[at][:1] + byte_mutants.damaged(rng, codes[at][1:], b'\0\1\xff')
         else:
             codes[at:at] = codes[max(0, at - rng.randrange(1, 12)):at] * rng.choice((1, 1, 5, 50))
     return b''.join(codes)
@@ -182,7 +156,9 @@ def caffe_models():
     def mutant(rng):
         at, other = rng.randrange(len(seeds)), rng.randrange(len(seeds))
         data = _message(rng, trees[at], trees[other])
-        return _bytes(rng, rng.choice((data, seeds[at])), seeds[other]) if rng.random() < 0.4 else data
+        if rng.random() < 0.4:
+            data = byte_mutants.damaged(rng, rng.choice((data, seeds[at])), seeds[other])
+        return data
     return seeds, mutant
 
 
@@ -197,19 +173,20 @@ def torch_zips():
     def mutant(rng):
         at = rng.randrange(2)
         if rng.random() < 0.3:
-            return _bytes(rng, seeds[at], seeds[1 - at])
+            return byte_mutants.damaged(rng, seeds[at], seeds[1 - at])
         file = io.BytesIO()
         with zipfile.ZipFile(file, 'w', rng.choice((0, 0, 0, 0, 8))) as archive:
             for name, data in members[at].items():
                 if name.endswith('data.pkl'):
                     data = _pickle(rng, codes[at], codes[rng.randrange(2)])
                 elif rng.random() < 0.1:
-                    data = _bytes(rng, data, data) if data else b'x'
+                    data = byte_mutants.damaged(rng, data, data) if data else b'x'
                 archive.writestr(zipfile.ZipInfo(name), data)
         data = file.getvalue()
         if rng.random() < 0.1:  # the directory's sizes and places
             at = data.rindex(b'PK\1\2') + rng.choice((10, 20, 24, 28, 42))
-            data = data[:at] + struct.pack('<I', rng.choice(NUMBERS) % 2**32) + data[at + 4:]
+            number = rng.choice(byte_mutants.NUMBERS) % 2**32
+            data = data[:at] + struct.pack('<I', number) + data[at + 4:]
         return data
     return seeds, mutant
 
@@ -230,12 +207,12 @@ def pickle_files():
     def mutant(rng):
         at, other = rng.choice((0, 0, 0, 1, 2, 3)), rng.randrange(4)
         if rng.random() < 0.3:
-            return _bytes(rng, seeds[at], seeds[other])
+            return byte_mutants.damaged(rng, seeds[at], seeds[other])
         data = _pickle(rng, codes[at], codes[other])
         if at:
             return data
         keys = _pickle(rng, _opcodes(split[4]), codes[0]) if rng.random() < 0.2 else split[4]
-        end = _bytes(rng, tail, tail) if rng.random() < 0.3 else tail
+        end = byte_mutants.damaged(rng, tail, tail) if rng.random() < 0.3 else tail
         return b''.join(split[:3]) + (split[3] if rng.random() < 0.2 else data) + keys + end
     return seeds, mutant
 
@@ -248,11 +225,11 @@ def means():
 
     def mutant(rng):
         at, other = rng.randrange(len(trees)), rng.randrange(len(seeds))
-        data = _bytes(rng, seeds[other], seeds[at])
+        data = byte_mutants.damaged(rng, seeds[other], seeds[at])
         if rng.random() < 0.7:
             data = _message(rng, trees[at], rng.choice(trees))
         if rng.random() < 0.2:
             data = bz2.compress(data, 1)
-            data = _bytes(rng, data, data) if rng.random() < 0.3 else data
+            data = byte_mutants.damaged(rng, data, data) if rng.random() < 0.3 else data
         return data
     return [*seeds, *map(bz2.compress, seeds)], mutant

@@ -139,6 +139,7 @@ def test_broken_videos_are_reported_and_the_rest_goes_on(folder, tmp_path):
     skipped = [json.loads(line) for line in (tmp_path / 'r/skipped.jsonl').read_text().splitlines()]
     assert [os.path.basename(s['path']) for s in skipped] == ['empty.avi', 'notes.txt', 'pipe.mp4']
     assert skipped[2]['reason'] == 'timed out: no frame for 3 s'
+    assert not list((tmp_path / 'r').glob('*.tmp-*'))
     assert index['taken'] + len(skipped) == index['found'] == 5
     train = index['splits']['train']
     # In the order of the records, and only of videos that have some: a/good.avi and b/good.avi.

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from c3d_tf.training import recipe as recipes
 from c3d_tf.training import trainer as trainers
+from c3d_tf.training import updates
 
 GOLDEN = pathlib.Path(__file__).parent / 'testdata/tiny_solver.npz'
 
@@ -65,7 +66,7 @@ def test_eight_updates_equal_the_originals_solver():
         _, gradients = trainer._gradients(tf.constant(0, tf.int64), tf.constant(0, tf.int64), *batch,
                                           tf.fill([4], 0.25))
         close([g.numpy() for g in gradients], f'grad{update}')
-        loss, _, _ = trainer.train_step(update - 1, *batch)
+        loss, *_ = trainer.train_step(update - 1, *batch)
         assert float(loss) == pytest.approx(golden['loss'][update - 1], rel=1e-5)
         close([-v.numpy() for v in history], f'update{update}')
         close([v.numpy() for v in trainer.model.trainable_variables], f'w{update}')
@@ -112,6 +113,34 @@ def test_the_gradient_is_clipped_as_a_whole():
     moved = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(_weights(trainer), before)))
     assert moved == pytest.approx(0.1 * 0.01, rel=1e-4)
     assert _run(clip_norm=1e6)[1] == pytest.approx(_run()[1], rel=1e-6)
+
+
+def test_norms_are_of_the_losses_gradient_and_of_the_new_weights():
+    """Of the gradient before it is clipped or decay is added; the update is the same without them."""
+    for precision in ('float32', 'float16'):  # whose loss is scaled
+        options = {'clip_norm': 0.01, 'weight_decay': 0.1, 'learning_rate': 0.1, 'precision': precision}
+        trainer, other = (_trainer(lambda: _linear(precision=precision), **options) for _ in range(2))
+        clips, labels = _batch()
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, trainer.model(clips)))
+        gradients = tape.gradient(loss, [v.value for v in trainer.model.trainable_variables])
+        trainer.train_step(0, clips, labels, norms=True)
+        other.train_step(0, clips, labels)
+        for found, arrays in zip(trainer.norms.numpy(), (gradients, _weights(trainer)), strict=True):
+            np.testing.assert_allclose(found, [np.linalg.norm(array) for array in arrays],
+                                       rtol=1e-5 if precision == 'float32' else 0.02)
+        assert other.norms is None
+        for a, b in zip(_weights(trainer), _weights(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_hits_among_the_five_best():
+    trainer = trainers.Trainer(recipes.Recipe(), lambda: _linear(classes=9), 1, tf.distribute.get_strategy())
+    clips, _ = _batch(size=9)
+    best = np.argsort(-trainer.model(clips).numpy(), axis=1)
+    labels = tf.constant(best[np.arange(9), np.arange(9)], tf.int32)  # the best, the second best, …
+    _, hits, among_five, seen = trainer.train_step(0, clips, labels)
+    assert (float(hits), float(among_five), float(seen)) == (1, 5, 9)
 
 
 def test_label_smoothing_and_class_weights_by_hand():
@@ -198,12 +227,12 @@ def test_float16_scales_the_loss_and_computes_the_same():
 
 def test_mixup_mixes_clips_and_targets_alike():
     clips, targets = tf.constant([[1.0], [3.0]]), tf.constant([[1.0, 0.0], [0.0, 1.0]])
-    mixed, soft = trainers._mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
+    mixed, soft = updates.mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
     share = float(soft[0, 0])
     assert 0 < share < 1 and float(mixed[0, 0]) == pytest.approx(share + 3 * (1 - share))
     assert float(tf.reduce_sum(soft)) == pytest.approx(2)
-    again, _ = trainers._mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
-    other, _ = trainers._mix(clips, targets, 0.4, tf.constant([6, 0], tf.int64))
+    again, _ = updates.mix(clips, targets, 0.4, tf.constant([5, 0], tf.int64))
+    other, _ = updates.mix(clips, targets, 0.4, tf.constant([6, 0], tf.int64))
     assert np.array_equal(mixed, again) and not np.array_equal(mixed, other)
 
 
@@ -214,7 +243,7 @@ def test_the_rate_is_scaled_to_the_batch_when_asked():
 
 def test_layers_of_the_paper_are_found_with_batch_norm_as_well():
     model = recipes.Recipe(model='c3d', width=0.02, crop_size=16, batch_norm=True).network(2)
-    assert [layer.name for layer in trainers.layers_of(model, 'conv1a')] == ['conv1a_conv', 'conv1a_bn']
-    assert [layer.name for layer in trainers.layers_of(model, 'fc8')] == ['fc8']
+    assert [layer.name for layer in updates.layers_of(model, 'conv1a')] == ['conv1a_conv', 'conv1a_bn']
+    assert [layer.name for layer in updates.layers_of(model, 'fc8')] == ['fc8']
     with pytest.raises(ValueError, match="'pool1' has weights"):
-        trainers.layers_of(model, 'pool1')
+        updates.layers_of(model, 'pool1')

@@ -205,7 +205,7 @@ def test_grad_cam_by_hand():
 def test_a_map_is_stretched_by_the_pools_before_it():
     # 7 pixels pooled by two, twice: cells of 4 pixels, at 1.5 and 5.5, of which the second is cut off.
     array = np.array([[[[1.0, 0.0]]]])
-    stretched = gradcam._stretch(array, 3, 7)[0, 0, 0]
+    stretched = gradcam.stretch(array, 3, 7)[0, 0, 0]
     np.testing.assert_allclose(stretched, [1, 1, .875, .625, .375, .125, 0])
 
 

@@ -16,6 +16,15 @@ def say(text: str = '') -> None:
     print(text, flush=True)
 
 
+def redraw(line: str) -> None:
+    """Shows a line in place of the last one on a terminal, and below it elsewhere."""
+    if sys.stdout.isatty():
+        line = line[:os.get_terminal_size().columns - 1]  # a second row could not be taken back
+        print(f'\r\x1b[2K{line}', end='', flush=True)
+    else:
+        say(line)
+
+
 def duration(seconds: float) -> str:
     """Returns '8s', '2m05s' or '3h20m'."""
     seconds = round(seconds)
@@ -31,13 +40,16 @@ class Progress:
 
     Args:
       what: the line's first word, e.g. 'prepare train'.
-      total: how many units there are in all.
+      total: how many units there are in all; 0 where nobody knows.
       unit: the plural of what is counted, e.g. 'videos'.
       done: units that an earlier run finished; they do not count for the rate.
       every: seconds between two plain lines.
+      show: False where another process shows the progress of all.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, done: int = 0, every: float = 10.0):
+    def __init__(self, what: str, total: int, unit: str, *, done: int = 0, every: float = 10.0,
+                 show: bool = True):
+        self._hidden = not show
         self._what, self._total, self._unit, self._every = what, total, unit, every
         self._first = self._done = done
         self._start = self._last = time.monotonic()
@@ -51,28 +63,29 @@ class Progress:
         """Shows that `done` units are finished, when the last line is old enough."""
         self._done = done
         now = time.monotonic()
-        if now - self._last < (0.2 if self._terminal else self._every):
+        if self._hidden or now - self._last < (0.2 if self._terminal else self._every):
             return
         self._last = now
         rate = self.rate()
-        left = f'ETA {duration((self._total - done) / rate)}' if rate else 'ETA ?'
-        self._show(f'{self._what}: {done}/{self._total} {self._unit} · '
-                   f'{rate:.1f} {self._unit}/s · {left}{extra and " · " + extra}')
+        known = rate and self._total >= done
+        left = f'ETA {duration((self._total - done) / rate)}' if known else 'ETA ?'
+        redraw(f'{self._what}: {done}/{self._total or "?"} {self._unit} · '
+               f'{rate:.1f} {self._unit}/s · {left}{extra and " · " + extra}')
 
     def close(self, extra: str = '') -> None:
         """Shows the last line: how many units in how long."""
+        if self._hidden:
+            return
         took = duration(time.monotonic() - self._start)
-        self._show(f'{self._what}: {self._done}/{self._total} {self._unit} in {took}'
-                   f'{extra and " · " + extra}')
+        redraw(f'{self._what}: {self._done}/{self._total} {self._unit} in {took}'
+               f'{extra and " · " + extra}')
         if self._terminal:
             say()
 
-    def _show(self, line: str) -> None:
+    def clear(self) -> None:
+        """Takes the line back, where what follows says it all."""
         if self._terminal:
-            line = line[:os.get_terminal_size().columns - 1]  # a second row could not be taken back
-            print(f'\r\x1b[2K{line}', end='', flush=True)
-        else:
-            say(line)
+            print('\r\x1b[2K', end='', flush=True)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors that end a run with a plain message, and the exit codes that scripts may rely on."""
 
+import re
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -27,3 +29,8 @@ def changed_settings(what: str, old: dict, new: dict, remedy: str) -> UsageError
         if old.get(key) != new.get(key)
     ]
     return UsageError('\n'.join([f'{what} was made with other settings:', *lines, remedy]))
+
+
+def plain(error: Exception) -> str:
+    """Returns the first line of a message, without the names of operations that TensorFlow puts around it."""
+    return re.sub(r'^\{\{.*?\}\} ?| \[Op:.*', '', str(error).split('\n')[0])

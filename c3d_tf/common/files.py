@@ -20,7 +20,7 @@ def replacing(path: str):
     """
     if storage.scheme(path):
         storage.check(path)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, naming(path):
             temporary = os.path.join(folder, os.path.basename(path))
             yield temporary
             storage.makedirs(os.path.dirname(path))
@@ -29,20 +29,46 @@ def replacing(path: str):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f'{path}.tmp-{os.getpid()}'
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
 
 
-def remove_leftovers(directory: str) -> None:
-    """Deletes what a killed `replacing` left in the directory, and nothing else."""
-    for path in storage.glob(os.path.join(storage.escape(directory), '*.tmp-*')):
-        if re.search(r'\.tmp-\d+$', path) and storage.isfile(path):
-            storage.remove(path)
-        elif re.search(r'\.keras\.tmp-\d+\.d$', path):  # what artefact.save works in
-            storage.rmtree(path)
+@contextlib.contextmanager
+def naming(path: str):
+    """Adds what is written to errors without a name: a full disk is noticed where none is known."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(f'{path} cannot be written: {error}') from error
+        raise
+
+
+def remove_leftovers(directory: str, name: str = '') -> None:
+    """Deletes what a killed `replacing` left in the directory, of this name or any, and nothing else."""
+    pattern = f'{storage.escape(name) or "*"}.tmp-*'
+    for path in storage.glob(os.path.join(storage.escape(directory), pattern)):
+        match = re.search(r'\.tmp-(\d+)(\.d)?$', path)  # .d: what artefact.save works in
+        if match and not _at_work(int(match[1])):
+            if match[2] and path.endswith(f'.keras{match[0]}'):
+                storage.rmtree(path)
+            elif storage.isfile(path):
+                storage.remove(path)
+
+
+def _at_work(process: int) -> bool:
+    """Returns whether that is another process, and alive on this host."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return process != os.getpid()  # in a container, every run may have the same number
 
 
 def write_text(path: str, text: str) -> None:

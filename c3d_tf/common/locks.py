@@ -109,7 +109,8 @@ class Locks:
             age = time.time() - storage.getmtime(path)
         except FileNotFoundError:
             return False  # released just now; the next `take` gets it
-        return age > self._timeout or _is_dead(owner)
+        # Without an owner it is being written just now, or its process was killed while it wrote.
+        return age > (self._timeout if owner else min(self._timeout, 10)) or _is_dead(owner)
 
     def _take_over(self, path: str) -> bool:
         # Only the holder of the guard removes a stale lock: otherwise a second process that had seen it

@@ -68,13 +68,13 @@ def readable(path: str):
 
 @contextlib.contextmanager
 def local(path: str):
-    """Yields a local path of the same content and name: a temporary copy of a remote file."""
+    """Yields a local path of the same content and name: a temporary copy of a remote file or folder."""
     if not scheme(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         here = os.path.join(folder, os.path.basename(path))
-        copy(path, here)
+        (copytree if isdir(path) else copy)(path, here)
         yield here
 
 
@@ -197,13 +197,16 @@ def copy(source: str, target: str) -> None:
     remote.call('copy', source, target, overwrite=True)
 
 
-def copytree(source: str, target: str, last: str = '') -> None:
-    """Copies a folder; the file named `last` comes last, so that it says that all is there."""
-    found = [(folder, name) for folder, _, names in walk(source) for name in names]
-    for folder, name in sorted(found, key=lambda one: one[1] == last):
+def copytree(source: str, target: str) -> None:
+    """Copies a folder: what lies deepest first, and then by name.
+
+    So saved_model.pb of an export is its last file, without which nobody loads it, as is runtime.json.
+    """
+    for folder, _, names in walk(source, topdown=False):
         there = os.path.join(target, folder[len(source):].strip('/')) if folder != source else target
         makedirs(there)
-        copy(os.path.join(folder, name), os.path.join(there, name))
+        for name in sorted(names):
+            copy(os.path.join(folder, name), os.path.join(there, name))
 
 
 def replace(source: str, target: str) -> None:
@@ -213,15 +216,6 @@ def replace(source: str, target: str) -> None:
     else:
         copy(source, target)
         remove(source)
-
-
-def rename(source: str, target: str, last: str = '') -> None:
-    """Renames a folder; a local one becomes a remote one by `copytree`."""
-    if not scheme(source) and not scheme(target):
-        os.rename(source, target)
-    else:
-        copytree(source, target, last)
-        rmtree(source)
 
 
 def abspath(path: str) -> str:

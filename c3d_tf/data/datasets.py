@@ -178,7 +178,7 @@ def _write_moving_shapes(videos: str, seed: int) -> None:
         if storage.exists(done):
             storage.copy(done, os.path.join(folder, moving_shapes.DONE))  # then nothing is made
         moving_shapes.write(folder, seed=seed)
-        storage.copytree(folder, videos, last=moving_shapes.DONE)
+        storage.copytree(folder, videos)  # DONE last
 
 
 def _tfds(*, name, videos, **_) -> tuple[tuple[str, ...], list[official.Row]]:

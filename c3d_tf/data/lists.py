@@ -145,8 +145,9 @@ def sports1m(*, videos, lists, **_) -> tuple[tuple[str, ...], list[Row]]:
     rows, found = [], 0
     for split in ('train', 'test'):
         for url, text in _read_pairs(os.path.join(lists, f'{split}_partition.txt')):
-            identity = urllib.parse.parse_qs(urllib.parse.urlparse(url).query).get('v', [''])[0]
-            if not identity or not re.fullmatch(r'\d+(,\d+)*', text):
+            match = re.search(r'[?&]v=([^&#]+)', url)
+            identity = urllib.parse.unquote(match[1]) if match else ''
+            if not identity or not re.fullmatch(r'\d{1,6}(,\d{1,6})*', text):
                 raise errors.UsageError(f'{split}_partition.txt: expected `URL?v=ID label,label…`, '
                                         f'got {url!r} {text!r}')
             found += identity in by_id
@@ -170,7 +171,7 @@ def c3d_lst(*, videos, lists, train_list, val_list, test_list, **_) -> tuple[tup
     for split, file in files:
         for line, text in enumerate(read_lines(file), 1):
             # `file label`, without a start, is the original's form for temporal jitter.
-            match = re.fullmatch(r'(.+?)/?(?:\s+(\d+))?\s+(\d+)', _slashes(text))
+            match = re.fullmatch(r'(.+?)/?(?:\s+(\d+))?\s+(\d{1,6})', _slashes(text))
             if not match:
                 raise errors.UsageError(f'{file}, line {line}: expected `path start label`, '
                                         f'got {text!r}')
@@ -220,7 +221,7 @@ def _classes(texts: list[str], folder: str):
     if storage.exists(file):
         names = _read_class_names(file, first=0)
     elif all(text.isdecimal() for text in texts):
-        names = _numbers(int(text) for text in texts)
+        names = _numbers(int(text) for text in texts if _is_number(text))
     else:
         names = tuple(sorted(set(texts) - {''}))
     numbers = {name: i for i, name in enumerate(names)}
@@ -228,7 +229,7 @@ def _classes(texts: list[str], folder: str):
     def index(text: str, where: str) -> int:
         if text in numbers:
             return numbers[text]
-        if text.isdecimal() and int(text) < len(names):
+        if _is_number(text) and int(text) < len(names):
             return int(text)
         raise errors.UsageError(f'{where} has label {text!r}; expected one of the {len(names)} classes '
                                 f'{", ".join(names[:5])}{" …" if len(names) > 5 else ""}')
@@ -239,6 +240,11 @@ def _classes(texts: list[str], folder: str):
 def _numbers(labels: Iterable[int]) -> tuple[str, ...]:
     """Returns the names of classes that have none: '0', '1', and so on."""
     return tuple(str(i) for i in range(1 + max(labels, default=-1)))
+
+
+def _is_number(text: str) -> bool:
+    """Returns whether it may be a class: there is a name for each up to the last."""
+    return text.isdecimal() and len(text) < 7
 
 
 def _span(start: str, end: str, where: str) -> tuple[float, float]:

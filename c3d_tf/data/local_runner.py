@@ -15,6 +15,7 @@ from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.common import storage
 from c3d_tf.data import datasets
+from c3d_tf.data import sources
 from c3d_tf.data import workers
 
 
@@ -39,10 +40,8 @@ class Task:
         if (report is None or not storage.exists(self.path)
                 or storage.getsize(self.path) != report['bytes']):
             return False
-        # A file that was skipped and has come or changed since is tried again.
         written = storage.getmtime(self.report)
-        paths = [skip['path'] for skip in report['skipped']]
-        return not any(storage.exists(path) and storage.getctime(path) > written for path in paths)
+        return not any(sources.changed(skip, written) for skip in report['skipped'])
 
 
 def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float,
@@ -62,62 +61,100 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float,
       errors.RunError: a shard cannot be written.
     """
     total = sum(len(task.examples) for task in tasks)
-    todo = collections.deque(i for i, task in enumerate(tasks) if not task.finished())
-    done = total - sum(len(tasks[i].examples) for i in todo)
+    todo = collections.deque(task for task in tasks if not task.finished())
+    done = total - sum(len(task.examples) for task in todo)
     progress = console.Progress('prepare', total, 'videos', done=done)
-    given_up = collections.defaultdict(dict)  # task → {example: reason}
-    at_work = []
+    writers = []
     try:
         for _ in range(min(num_workers, len(todo))):
-            at_work.append(_Worker(work, in_process))
-            at_work[-1].give(todo.popleft(), tasks, given_up)
-        while at_work:
-            heard = multiprocessing.connection.wait([w.connection for w in at_work], timeout=0.5)
-            for worker in list(at_work):
-                message = worker.receive() if worker.connection in heard else None
-                if message == ('done',):
-                    done += len(tasks[worker.task].examples)
+            writers.append(Writer(work, video_timeout, in_process))
+            writers[-1].give(todo.popleft())
+        while writers:
+            heard = multiprocessing.connection.wait([w.connection for w in writers], timeout=0.5)
+            for writer in list(writers):
+                if writer.advance(heard):
+                    done += len(writer.task.examples)
                     if todo:
-                        worker.give(todo.popleft(), tasks, given_up)
+                        writer.give(todo.popleft())
                     else:
-                        worker.stop()
-                        at_work.remove(worker)
-                elif message and message[0] == 'failed':
-                    raise errors.RunError(f'{tasks[worker.task].path}: {message[1]}')
-                elif reason := worker.lost(video_timeout):
-                    if worker.example is None:
-                        raise errors.RunError(f'a worker process ended before its work ({reason})')
-                    if worker.example in given_up[worker.task]:
-                        raise errors.RunError(f'{tasks[worker.task].path} cannot be written: {reason}')
-                    given_up[worker.task][worker.example] = reason
-                    worker.stop()
-                    at_work.remove(worker)
-                    at_work.append(_Worker(work, in_process))
-                    at_work[-1].give(worker.task, tasks, given_up)
-            progress.update(done + sum(worker.finished for worker in at_work))
+                        writer.stop()
+                        writers.remove(writer)
+            progress.update(done + sum(writer.finished for writer in writers))
     finally:
-        for worker in at_work:
-            worker.stop()
+        for writer in writers:
+            writer.stop()
     progress.update(done)
     progress.close()
 
 
+class Writer:
+    """A worker process that writes one shard after the other; every runner of prepare has such.
+
+    Args:
+      work, video_timeout, in_process: see `run`.
+
+    Attributes:
+      task: the shard it has.
+      finished: how many of its videos are done.
+      connection: becomes ready when there is something for `advance`.
+    """
+
+    def __init__(self, work, video_timeout: float, in_process: bool = False):
+        self._work, self._timeout, self._in_process = work, video_timeout, in_process
+        self._worker = _Worker(work, in_process)
+
+    @property
+    def connection(self):
+        return self._worker.connection
+
+    def give(self, task: Task) -> None:
+        """Starts on a shard."""
+        self.task, self._given_up = task, {}  # place in the shard → reason
+        self._begin()
+
+    def advance(self, heard: list) -> bool:
+        """Takes one message, if there is one, or replaces a process that is lost.
+
+        Args:
+          heard: the connections that are ready.
+
+        Returns:
+          whether the shard is finished.
+
+        Raises:
+          errors.RunError: it cannot be written.
+        """
+        message = self._worker.receive() if self.connection in heard else None
+        if message == ('done',):
+            return True
+        if message and message[0] == 'reading':
+            self._place = self.finished = message[1]
+        elif message and message[0] == 'failed':
+            raise errors.RunError(f'{self.task.path}: {message[1]}')
+        elif reason := self._worker.lost(self._timeout):
+            if self._place is None:
+                raise errors.RunError(f'a worker process ended before its work ({reason})')
+            if self._place in self._given_up:
+                raise errors.RunError(f'{self.task.path} cannot be written: {reason}')
+            self._given_up[self._place] = reason
+            self.stop()
+            self._worker = _Worker(self._work, self._in_process)
+            self._begin()
+        return False
+
+    def stop(self) -> None:
+        self._worker.stop()
+
+    def _begin(self) -> None:
+        self._place, self.finished = None, 0
+        self._worker.send((self.task, self._given_up))
+
+
 class _Worker(workers.Worker):
-    """A worker process and the shard it has."""
 
     def __init__(self, work, in_process: bool):
         super().__init__(_live, in_process)
         self.connection.send(work)
-
-    def give(self, number: int, tasks: list[Task], given_up: dict) -> None:
-        self.task, self.example, self.finished = number, None, 0
-        self.send((tasks[number], given_up[number]))
-
-    def receive(self):
-        message = super().receive()
-        if message and message[0] == 'reading':
-            self.example = self.finished = message[1]
-        return message
 
 
 def _live(connection) -> None:

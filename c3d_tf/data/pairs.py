@@ -143,7 +143,10 @@ def _draw_fold(class_names, members, groups, each: int, rng) -> list[tuple[str, 
 
 def _read_csv(path: str) -> Pairs:
     with storage.open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
-        rows = list(csv.reader(file))
+        try:
+            rows = list(csv.reader(file))
+        except csv.Error as error:
+            raise errors.UsageError(f'{path}: not a text file of commas ({error})') from error
     header = [name.strip() for name in rows[0]] if rows else []
     missing = [name for name in COLUMNS if name not in header]
     if missing:

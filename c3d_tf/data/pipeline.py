@@ -40,6 +40,7 @@ def for_training(
     choice: str = 'random',
     skip: int = 0,
     seed: int = 0,
+    worker: tuple[int, int] = (0, 1),
     **choices,
 ) -> tf.data.Dataset:
     """Returns one epoch of clips in an order of its own.
@@ -53,6 +54,8 @@ def for_training(
         that follow one another, as the paper cuts UCF101.
       skip: batches at the start of the epoch that an earlier run has used already.
       seed: see `epoch`.
+      worker: this one's number and how many there are: of every batch it takes the rows that are left
+        over by that number. A batch with too few rows lends it the first one: see `share`.
       **choices: crops, flip and other arguments of `clips.plan`.
 
     Returns:
@@ -68,6 +71,9 @@ def for_training(
     rows = _rows(split, tf.constant(plan.splits), order)
     rows = rows.shuffle(buffer, seed=_small_seed(seed, epoch), reshuffle_each_iteration=False)
     rows = rows.skip(skip * batch_size)
+    own_size = batch_size
+    if worker[1] > 1:
+        rows, own_size = _own_rows(rows, skip * batch_size, len(plan.start), batch_size, worker)
 
     def example(row):
         clip = table.clip(row, spec)
@@ -76,7 +82,13 @@ def for_training(
         pick = tf.cast(table.draw(row) * tf.cast(tf.size(labels), tf.float32), tf.int32)
         return clip, tf.cast(labels[tf.minimum(pick, tf.size(labels) - 1)], tf.int32), row['record']
 
-    return rows.map(example, tf.data.AUTOTUNE, deterministic=True).batch(batch_size).prefetch(2)
+    return rows.map(example, tf.data.AUTOTUNE, deterministic=True).batch(own_size).prefetch(2)
+
+
+def share(size: int, worker: tuple[int, int]) -> float:
+    """Returns the weight of each of a worker's rows in the mean over a batch of `size` rows of all workers:
+    0 where it has none of its own."""
+    return (worker[0] < size) / size
 
 
 def training_clips(split: records.Split, spec: preprocess.Preprocessing, choice: str) -> np.ndarray:
@@ -191,6 +203,26 @@ def _rows(split: records.Split, splits: tf.Tensor, shard_order: np.ndarray) -> t
         return tf.data.Dataset.from_tensor_slices(lines).map(lambda line: {**row, 'clip': line})
 
     return _parsed(split, shard_order).flat_map(expand)
+
+
+def _own_rows(rows: tf.data.Dataset, first: int, total: int, batch_size: int, worker: tuple[int, int]):
+    """Returns a worker's rows of every batch, still encoded, and how many a whole batch gives it.
+
+    Args:
+      rows: of all workers, from `first` of the epoch's `total` on.
+      first, total: see `rows`.
+      batch_size: rows of a batch of all workers.
+      worker: see `for_training`.
+    """
+    number, count = worker
+
+    def own(position, _):
+        place = position % batch_size
+        size = tf.minimum(total - position + place, batch_size)  # the epoch's last batch may be smaller
+        return (place % count == number) | ((place == 0) & (size <= number))
+
+    return (rows.enumerate(first).filter(own).map(lambda _, row: row),
+            max(-(-(batch_size - number) // count), 1))
 
 
 def _small_seed(*numbers: int) -> int:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import tensorflow as tf
+from tensorflow.python.lib.io import tf_record  # the only reader of TensorFlow's that can start anywhere
 
 from c3d_tf.common import errors
 from c3d_tf.common import storage
@@ -29,10 +30,9 @@ def find(index: records.Index, split: str) -> list[inputs.Video]:
     spans, names = [[] for _ in range(part.num_videos)], [''] * part.num_videos
     number = 0
     for path, count in zip(part.files, part.shard_records):
-        for offset, length, context in _records(path, count):
+        for offset, length, name in _records(path, count):
             place = int(part.videos[number])
-            names[place] = names[place] or context.feature[records.MEDIA_ID].bytes_list.value[0].decode(
-                errors='surrogateescape')
+            names[place] = names[place] or name
             spans[place].append((path, offset, length))
             number += 1
     ids = inputs.media_ids(names, [False] * len(names))
@@ -53,12 +53,10 @@ def frames(spans: tuple[tuple[str, int, int], ...]) -> Iterator[video.Frame | No
     """
     last = -1
     for path, offset, length in spans:
-        with storage.open(path, 'rb') as file:
-            file.seek(offset)
-            try:
-                example = tf.train.SequenceExample.FromString(file.read(length))
-            except Exception as error:  # protobuf has a kind of its own
-                raise video.VideoError(f'{path} is damaged at byte {offset} ({error})') from error
+        try:
+            example = tf.train.SequenceExample.FromString(_record(path, offset))
+        except Exception as error:  # a wrong sum, the file's end, or protobuf's own kind
+            raise video.VideoError(f'{path} is damaged at byte {offset} ({errors.plain(error)})') from error
         lists = example.feature_lists.feature_list
         times = [feature.int64_list.value[0] for feature in lists[records.TIMESTAMP].feature]
         if times and 0 <= last < times[0]:
@@ -76,17 +74,27 @@ def frames(spans: tuple[tuple[str, int, int], ...]) -> Iterator[video.Frame | No
         raise video.VideoError('no frames')
 
 
-def _records(path: str, count: int) -> Iterator[tuple[int, int, tf.train.Features]]:
-    """Yields (offset, length, context) of every record; the images are jumped over."""
+def _record(path: str, offset: int) -> bytes:
+    """Returns the record whose data begin at the offset; its sums are checked."""
+    return tf_record.tf_record_random_reader(path).read(offset - _HEADER.size)[0]
+
+
+def _records(path: str, count: int) -> Iterator[tuple[int, int, str]]:
+    """Yields (offset, length, video's name) of every record; the images are jumped over."""
+    size, offset = storage.getsize(path), _HEADER.size
     with storage.open(path, 'rb') as file:
         for _ in range(count):
-            header = file.read(_HEADER.size)
-            offset = file.tell()
-            if len(header) < _HEADER.size:
-                raise errors.RunError(f'{path} is shorter than its index says; run --mode=prepare again')
-            length = _HEADER.unpack(header)[0]
-            yield offset, length, _context(file, length)
-            file.seek(offset + length + _FOOTER)
+            file.seek(offset - _HEADER.size)
+            try:
+                length = _HEADER.unpack(file.read(_HEADER.size))[0]
+                if offset + length + _FOOTER > size:
+                    raise ValueError(f'a record of {length} bytes in a file of {size}')
+                name = _context(file, length).feature[records.MEDIA_ID].bytes_list.value[0]
+            except Exception as error:  # protobuf has a kind of its own
+                raise errors.RunError(f'{path} is damaged near byte {offset} ({error}); delete it and run '
+                                      '--mode=prepare again, which makes that file anew') from error
+            yield offset, length, name.decode(errors='surrogateescape')
+            offset += length + _FOOTER + _HEADER.size
 
 
 def _context(file, length: int) -> tf.train.Features:

@@ -7,6 +7,7 @@ encoded frames. Long videos become several records that follow one another in on
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -163,6 +164,13 @@ class Index:
         """Returns float32 [16, H, W, 3], the mean clip of the training split."""
         return np.load(storage.readable(os.path.join(self.directory, MEAN)), allow_pickle=False)
 
+    def lost(self, *splits: str) -> list[str]:
+        """Returns the paths of shards, of all splits where none is named, that are gone, cut or grown."""
+        shards = [(os.path.join(self.directory, shard['file']), shard.get('bytes'))  # not in old indices
+                  for name in splits or self.data['splits'] for shard in self.data['splits'][name]['shards']]
+        return [path for path, size in shards
+                if not storage.exists(path) or size not in (None, storage.getsize(path))]
+
     def split(self, name: str) -> Split:
         """Returns a split's records.
 
@@ -178,10 +186,10 @@ class Index:
         spans = np.concatenate([np.asarray(s['records'], np.int64) for s in shards])
         frames = np.concatenate([np.asarray(s['frames'], np.int64) for s in shards])
         paths = tuple(os.path.join(self.directory, s['file']) for s in shards)
-        missing = [path for path in paths if not storage.exists(path)]
-        if missing:
-            raise errors.RunError(f'{missing[0]} is gone ({len(missing)} of {len(paths)} shards '
-                                  'are missing); run --mode=prepare again')
+        lost = self.lost(name)
+        if lost:
+            raise errors.RunError(f'{lost[0]} is gone or not as long as it was ({len(lost)} of {len(paths)} '
+                                  'shards); run --mode=prepare again, which makes those anew')
         return Split(
             files=paths,
             shard_records=np.array([len(s['frames']) for s in shards], np.int64),
@@ -203,3 +211,33 @@ def read_index(directory: str) -> Index:
         raise errors.UsageError(f'--records={directory}: no {INDEX} there; '
                                 'run --mode=prepare with the same flags first')
     return Index(directory, data)
+
+
+def names_damage(verb):
+    """Wraps a function of a folder of records: where a record's sum is wrong, the error names the shard.
+
+    TensorFlow's own error says at which byte, but not of which file: all are read to find it.
+    """
+    @functools.wraps(verb)
+    def wrapped(directory: str, *args, **kwargs):
+        try:
+            return verb(directory, *args, **kwargs)
+        except tf.errors.DataLossError as error:
+            for path in storage.glob(os.path.join(storage.escape(directory), '*.tfrecord')):
+                if reason := damage(path):
+                    raise errors.RunError(
+                        f'{path} is damaged ({reason}); delete it and run --mode=prepare again, which makes '
+                        'that file anew') from error
+            raise
+
+    return wrapped
+
+
+def damage(path: str) -> str:
+    """Reads a whole shard; returns what is wrong with it, or ''."""
+    try:
+        for _ in tf.data.TFRecordDataset(path):
+            pass
+    except tf.errors.OpError as error:
+        return errors.plain(error)
+    return ''

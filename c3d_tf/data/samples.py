@@ -87,6 +87,7 @@ def of_datasets(folds: Sequence[datasets.Dataset]) -> Samples:
         paths={name: example.path for name, (_, example) in rows.items()})
 
 
+@records.names_damage
 def of_records(directory: str) -> Samples:
     """Returns the videos of records; each is its own group, since records do not keep groups."""
     index = records.read_index(directory)
@@ -159,9 +160,9 @@ def _read_objects(path: str) -> dict[str, dict[int, str]]:
     try:
         with storage.open(path, newline='', encoding='utf-8-sig') as file:
             for number, row in enumerate(csv.reader(file), 1):
-                if not row or number == 1 and len(row) > 1 and not row[1].strip().isdigit():
+                if not row or number == 1 and len(row) > 1 and not _is_number(row[1]):
                     continue  # the first line may be a header
-                if len(row) != 3 or not row[1].strip().isdigit():
+                if len(row) != 3 or not _is_number(row[1]):
                     raise errors.UsageError(f'--frames_labels={path}, line {number}: expected video, '
                                             f'frame (from 0), object; got {",".join(row)!r}')
                 video, frame, thing = (cell.strip() for cell in row)
@@ -170,4 +171,10 @@ def _read_objects(path: str) -> dict[str, dict[int, str]]:
                                             f'{video} has two objects')
     except OSError as error:
         raise errors.UsageError(f'--frames_labels={path}: {error.strerror}') from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise errors.UsageError(f'--frames_labels={path}: not a text file of commas ({error})') from error
     return shown
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isdecimal() and len(text) < 20

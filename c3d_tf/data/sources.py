@@ -17,6 +17,7 @@ from c3d_tf.common import storage
 from c3d_tf.data import video
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')
+GONE = 'no such file'
 FRAME_RATE = 25  # assumed of images: they carry no time
 
 _TFDS_PATH = re.compile(r'(?:(.*)/)?tfds:([^#]+)/([^/#]+)#(\d+)', re.DOTALL)
@@ -42,7 +43,7 @@ def frames(path: str, *, size: tuple[int, int] | None = None) -> Iterator[video.
     elif storage.isdir(path):
         images = _folder_images(path)
     elif not storage.lexists(path):
-        raise video.VideoError('no such file')
+        raise video.VideoError(GONE)
     else:
         yield from video.decode(path, size=size)
         return
@@ -61,6 +62,19 @@ def frames(path: str, *, size: tuple[int, int] | None = None) -> Iterator[video.
         reason = str(error)
     if not count:
         raise video.VideoError(reason)
+
+
+def changed(skip: dict, since: float) -> bool:
+    """Returns whether a video that was given up is worth another try: it has come, or changed since.
+
+    Args:
+      skip: its {'path', 'reason'}.
+      since: seconds, when it was given up.
+    """
+    path = skip['path']
+    if not storage.lexists(path):
+        return False
+    return skip['reason'] == GONE or storage.getctime(path) > since  # a mount that is back has old files
 
 
 def decode_image(encoded: bytes) -> np.ndarray | None:

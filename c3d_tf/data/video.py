@@ -55,18 +55,18 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
     origin = None  # the time of the first frame: transport streams start anywhere
     reason = 'no frame could be decoded'
     try:
-        # `file:` keeps a name such as 'a:b.avi' or '-x.mp4' from being read as a protocol or option.
-        source = storage.readable(path) if storage.scheme(path) else f'file:{path}'
-        with av.open(source, metadata_errors='replace') as container:
+        with av.open(readable(path), metadata_errors='replace') as container:
             if not container.streams.video:
                 raise VideoError('no video stream in the file')
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise VideoError('no decoder for the codec of its video stream')
             stream.codec_context.thread_count = 1  # one process a core does better than threads
             # One for the whole file: `frame.to_ndarray` would make tables and threads for each frame.
             reformatter = av.video.reformatter.VideoReformatter()
             for frame in container.decode(stream):
                 rgb = reformatter.reformat(frame, format='rgb24', threads=1)
-                image = _upright(rgb.to_ndarray(), frame.rotation)
+                image = upright(rgb.to_ndarray(), frame.rotation)
                 if size is not None:
                     image = resize(image, size)
                 # Broken streams repeat or drop time stamps; the records promise rising ones.
@@ -81,6 +81,23 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
         raise VideoError(reason)
 
 
-def _upright(image: np.ndarray, rotation: int) -> np.ndarray:
+def readable(path: str):
+    """Returns what av.open takes for a file."""
+    # `file:` keeps a name such as 'a:b.avi' or '-x.mp4' from being read as a protocol or option.
+    return storage.readable(path) if storage.scheme(path) else f'file:{path}'
+
+
+def claimed(path: str) -> int:
+    """Returns how many frames the file says it has, which may be wrong; 0 where it says nothing."""
+    try:
+        with av.open(readable(path), metadata_errors='replace') as container:
+            stream = container.streams.video[0]
+            return stream.frames or round(float((container.duration or 0) / av.time_base * (
+                stream.average_rate or 0)))
+    except (av.error.FFmpegError, ValueError, IndexError):
+        return 0
+
+
+def upright(image: np.ndarray, rotation: int) -> np.ndarray:
     """Turns the picture by the file's degrees, counter-clockwise as PyAV reports them."""
     return np.ascontiguousarray(np.rot90(image, rotation // 90)) if rotation else image

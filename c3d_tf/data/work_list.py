@@ -7,16 +7,16 @@ import tempfile
 import time
 import uuid
 
-import tensorflow as tf
-
 from c3d_tf.common import console
 from c3d_tf.common import files
 from c3d_tf.common import locks
 from c3d_tf.common import storage
 from c3d_tf.data import decoders
 from c3d_tf.data import inputs
+from c3d_tf.data import sources
 
 WORK = '.work'            # videos that are not finished
+LOCKS = 'locks'           # a file a video that a process is at
 REASONS = '.skipped'      # a file a video that was given up, for the other processes and the next run
 
 
@@ -44,14 +44,20 @@ class WorkList:
         self._ours = uuid.uuid4().hex
         self._work = tempfile.mkdtemp() if storage.scheme(output) else os.path.join(output, WORK)
 
-    def work(self, forward, **decoding) -> None:
-        """Comes back when every video is there or given up, by this process or by another."""
-        pending = [number for number, one in enumerate(self._found) if not self._settled(one)]
-        if len(pending) < len(self._found):
+    def work(self, forward, *, show: bool = True, **decoding) -> None:
+        """Comes back when every video is there or given up, by this process or by another.
+
+        Args:
+          forward: uint8 [N, T, H, W, 3] → {layer: float32 [N, …]}.
+          show: progress.
+          decoding: the other arguments of `decoders.batches`.
+        """
+        pending = [number for number, one in enumerate(self._found) if not self.settled(one)]
+        if show and len(pending) < len(self._found):
             console.say(f'features: {len(self._found) - len(pending)} of {len(self._found)} are there '
                         'already')
         self._progress = console.Progress('features', len(self._found), 'videos',
-                                          done=self._settled_videos())
+                                          done=self._settled_videos(), show=show)
         self._clips, self._start = 0, time.monotonic()
         try:
             while pending:
@@ -67,6 +73,19 @@ class WorkList:
                 storage.rmdir(self._work)
         self._progress.update(self._settled_videos())
         self._progress.close(self._rate())
+
+    def settled(self, one: inputs.Video) -> bool:
+        """Notes whether the video is there, or was given up and has not changed since."""
+        clips_there = self._store.find(one.name)
+        if clips_there is not None:
+            self.done[one.name] = clips_there
+            return True
+        path = self._reason_of(one)
+        reason = files.read_json(path)
+        if reason is None or sources.changed(reason, storage.getmtime(path)):
+            return False
+        self.skipped[one.name] = reason
+        return True
 
     def sweep(self) -> None:
         """Removes what dead processes left of videos that are complete."""
@@ -86,7 +105,7 @@ class WorkList:
                 one = self._found[number]
                 if not self._held.take(one.name):
                     others.append(number)
-                elif self._settled(one):  # by a process that has gone on since
+                elif self.settled(one):  # by a process that has gone on since
                     self._held.release(one.name)
                 else:
                     for left in storage.glob(storage.escape(self._work_of(one, '')) + '*'):
@@ -97,8 +116,7 @@ class WorkList:
         with contextlib.closing(decoders.batches(next_job, **decoding)) as batches:
             for batch in batches:
                 if batch.rows:
-                    values = forward(tf.constant(batch.clips))
-                    values = {layer: value.numpy() for layer, value in values.items()}
+                    values = forward(batch.clips)
                 for row, (number, start, seconds) in enumerate(batch.rows):
                     writer = self._writers.get(number) or self._open(number)
                     writer.add(start, seconds, {layer: value[row] for layer, value in values.items()})
@@ -108,20 +126,6 @@ class WorkList:
                         others.append(number)
                 self._progress.update(self._settled_videos(), self._rate())
         return others
-
-    def _settled(self, one: inputs.Video) -> bool:
-        """Notes whether the video is there, or was given up and has not changed since."""
-        clips_there = self._store.find(one.name)
-        if clips_there is not None:
-            self.done[one.name] = clips_there
-            return True
-        path = self._reason_of(one)
-        reason = files.read_json(path)
-        if reason is None or (storage.lexists(one.path)
-                              and storage.getctime(one.path) > storage.getmtime(path)):
-            return False
-        self.skipped[one.name] = reason
-        return True
 
     def _open(self, number: int):
         one = self._found[number]

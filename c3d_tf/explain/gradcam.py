@@ -7,7 +7,23 @@ import tensorflow as tf
 
 
 def grad_cam(model: keras.Model, layer: str, clips: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns where and when a layer spoke for a class.
+    """Returns where and when a layer spoke for a class, at the clip's own size.
+
+    Args:
+      model, layer, clips, classes: see `cells`.
+
+    Returns:
+      float32 [B, T, S, S], 0 … 1: stretched linearly to the clip's size, 1 at each clip's largest value;
+      0 everywhere where nothing speaks for the class.
+    """
+    cam = cells(model, layer, clips, classes)
+    for axis in (1, 2, 3):
+        cam = stretch(cam, axis, clips.shape[axis])
+    return cam / np.maximum(cam.max(axis=(1, 2, 3), keepdims=True), 1e-12)
+
+
+def cells(model: keras.Model, layer: str, clips: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Returns how much each cell of a layer spoke for a class.
 
     The layer's maps, each weighted by the mean gradient of the class's logit in it, are summed, and
     what speaks against the class is cut off. No gradient passes a softmax: other classes do not count.
@@ -19,8 +35,7 @@ def grad_cam(model: keras.Model, layer: str, clips: np.ndarray, classes: np.ndar
       classes: int [B].
 
     Returns:
-      float32 [B, T, S, S], 0 … 1: stretched linearly to the clip's size, 1 at each clip's largest value;
-      0 everywhere where nothing speaks for the class.
+      float32 [B, t, h, w], from 0; 0 everywhere where nothing speaks for the class.
     """
     probe = keras.Model(model.input, [model.get_layer(layer).output, model.output])
     with tf.GradientTape() as tape:
@@ -28,16 +43,17 @@ def grad_cam(model: keras.Model, layer: str, clips: np.ndarray, classes: np.ndar
         score = tf.gather(logits, classes, axis=1, batch_dims=1)
     # A clip's score depends on its own maps alone: the gradient of the sum is that of each.
     weight = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2, 3), keepdims=True)
-    cam = tf.nn.relu(tf.reduce_sum(weight * maps, axis=-1)).numpy()
-    for axis in (1, 2, 3):
-        cam = _stretch(cam, axis, clips.shape[axis])
-    return cam / np.maximum(cam.max(axis=(1, 2, 3), keepdims=True), 1e-12)
+    return tf.nn.relu(tf.reduce_sum(weight * maps, axis=-1)).numpy()
 
 
-def _stretch(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    cells = array.shape[axis]
-    # Pools and strides here halve, from the first cell on; what is left over at the end is a cell too.
-    scale = 2 ** int(np.ceil(np.log2(size / cells)))
-    place = (np.arange(size) + 0.5) / scale - 0.5
-    share = np.stack([np.interp(place, np.arange(cells), row) for row in np.eye(cells)])  # [cells, size]
+def stretch(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Returns the cells of one axis stretched linearly over the `size` places that they were made of."""
+    count = array.shape[axis]
+    share = np.stack([np.interp(np.arange(size), middles(count, size), row) for row in np.eye(count)])
     return np.moveaxis(np.moveaxis(array, axis, -1) @ share.astype(array.dtype), -1, axis)
+
+
+def middles(count: int, size: int) -> np.ndarray:
+    """Returns float [count]: where among `size` places the middle of each cell lies."""
+    # Pools and strides here halve, from the first cell on; what is left over at the end is a cell too.
+    return (np.arange(count) + 0.5) * 2 ** np.ceil(np.log2(size / count)) - 0.5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors in the plane: t-SNE as a figure, and as points in TensorBoard's projector."""
+"""Descriptors as points: t-SNE as a figure, and TensorBoard's projector with thumbnails."""
 
 import os
 import re
@@ -27,6 +27,47 @@ THUMBNAIL = 48        # pixels; the projector wants one square sprite of at most
 MIDDLE = 8            # the frame of a clip that is shown
 DIMENSIONS = 50       # kept of the features before t-SNE, and in the projector
 PERPLEXITY = 30
+
+
+class Seen:
+    """Some of the videos that an evaluation goes through: a descriptor and a thumbnail of each.
+
+    Attributes:
+      layer: what the descriptor is.
+      chosen: int64 [N], the videos' numbers.
+      thumbnails: uint8 [N, 48, 48, 3], the middle frame of a video's first clip.
+    """
+
+    def __init__(self, layer: str, videos: int, most: int, mean: np.ndarray):
+        """Chooses up to `most` of them, evenly.
+
+        Args:
+          layer: what the descriptor is.
+          videos: how many there are.
+          most: how many are kept.
+          mean: float32, what was subtracted from the clips.
+        """
+        self.layer = layer
+        self.chosen = np.linspace(0, videos - 1, min(most, videos)).round().astype(int)
+        self.thumbnails = np.full((len(self.chosen), THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
+        self._mean = mean.mean(axis=(0, 1, 2)) if mean.ndim == 4 else mean
+        self._sums = None
+
+    def add(self, videos: np.ndarray, features: np.ndarray, clips: np.ndarray) -> None:
+        """Takes a batch: video int64 [B], descriptors float32 [B, K], clips float32 [B, T, S, S, 3]."""
+        if self._sums is None:
+            self._sums = np.zeros((len(self.chosen), features.shape[1]), np.float32)
+        places = np.searchsorted(self.chosen, videos)
+        for row in np.flatnonzero(np.isin(videos, self.chosen)):
+            place = places[row]
+            if not self._sums[place].any():
+                frame = np.rint(np.clip(clips[row, clips.shape[1] // 2] + self._mean, 0, 255)).astype(np.uint8)
+                self.thumbnails[place] = _thumbnail(frame)
+            self._sums[place] += features[row]
+
+    def features(self) -> np.ndarray:
+        """Returns float32 [N, K], the mean over a video's clips, L2-normalised."""
+        return self._sums / np.maximum(np.linalg.norm(self._sums, axis=1, keepdims=True), 1e-12)
 
 
 class Points(NamedTuple):
@@ -80,12 +121,8 @@ def write(workdir: str, sets: dict[str, Points], samples: sampling.Samples, *,
         flat = np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)
         for what, values in (('tsne', flat), ('features', compact)):
             _write_table(folder, f'{number}_{what}.tsv', [[f'{x:.5g}' for x in row] for row in values])
-            entry = config.embeddings.add(
-                tensor_name=f'{title}: {what}', tensor_path=f'{number}_{what}.tsv',
-                metadata_path=f'{about}_metadata.tsv')
-            if sprite:
-                entry.sprite.image_path = f'{about}_sprite.png'
-                entry.sprite.single_image_dim.extend([THUMBNAIL, THUMBNAIL])
+            _add(config, f'{title}: {what}', f'{number}_{what}.tsv', f'{about}_metadata.tsv',
+                 f'{about}_sprite.png' if sprite else '')
     with files.replacing(os.path.join(workdir, FIGURE)) as temporary:
         plots.embedding(panels, samples.class_names, temporary,
                         title='t-SNE of descriptors, coloured by class')
@@ -93,18 +130,43 @@ def write(workdir: str, sets: dict[str, Points], samples: sampling.Samples, *,
     return said
 
 
+def project(folder: str, title: str, seen: Seen, table: list[list[str]]) -> None:
+    """Writes a projector of an evaluation's videos; it computes t-SNE and UMAP itself, in the browser.
+
+    Args:
+      folder: of a run of TensorBoard.
+      title: of the points.
+      seen: the videos.
+      table: a header, and a row of texts for each video, which the projector colours and searches by.
+    """
+    _write_table(folder, 'metadata.tsv', table)
+    _write_table(folder, 'features.tsv', [[f'{x:.5g}' for x in row] for row in compact(seen.features())])
+    side = int(np.ceil(np.sqrt(len(table) - 1)))
+    sheet = np.full((side * side, *seen.thumbnails.shape[1:]), 128, np.uint8)
+    sheet[:len(seen.thumbnails)] = seen.thumbnails
+    _save_sheet(folder, 'sprite.png', sheet.reshape(side, side, THUMBNAIL, THUMBNAIL, 3).swapaxes(1, 2))
+    config = projector.ProjectorConfig()
+    _add(config, title, 'features.tsv', 'metadata.tsv', 'sprite.png')
+    files.write_text(os.path.join(folder, 'projector_config.pbtxt'), str(config))
+
+
+def compact(features: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns float32 [N, 3 … 50]: the first principal components of float32 [N, K], zeros where it has none."""
+    size = min(DIMENSIONS, *features.shape)
+    found = decomposition.PCA(size, random_state=seed).fit_transform(features)
+    return np.pad(found, [(0, 0), (0, max(0, 3 - size))])  # the projector wants three
+
+
 def tsne(features: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (float32 [N, ≤ 50], the first principal components; float32 [N, 2], their t-SNE).
+    """Returns (`compact`, float32 [N, 2], its t-SNE).
 
     Args:
       features: float32 [N, K]; N of three or more.
       seed: of both.
     """
-    size = min(DIMENSIONS, *features.shape)
-    compact = decomposition.PCA(size, random_state=seed).fit_transform(features)
-    model = manifold.TSNE(perplexity=min(PERPLEXITY, (len(features) - 1) / 3), random_state=seed,
-                          init='pca' if size > 1 else 'random')
-    return compact, model.fit_transform(compact)
+    found = compact(features, seed)
+    model = manifold.TSNE(perplexity=min(PERPLEXITY, (len(features) - 1) / 3), random_state=seed, init='pca')
+    return found, model.fit_transform(found)
 
 
 def _silhouette(points: Points) -> float | None:
@@ -141,14 +203,30 @@ def _write_sprite(folder: str, name: str, points: Points, paths: dict[str, str])
     for done, (one, frames) in enumerate(wanted.items()):
         for frame, image in _frames(paths.get(one, ''), sorted(frames)):
             for number in frames[frame]:
-                sheet[number // side, :, number % side] = cv2.resize(
-                    image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+                sheet[number // side, :, number % side] = _thumbnail(image)
         progress.update(done + 1)
     progress.close()
-    _, png = cv2.imencode('.png', sheet.reshape(side * THUMBNAIL, side * THUMBNAIL, 3)[..., ::-1])
+    _save_sheet(folder, name, sheet)
+    return True
+
+
+def _add(config, title: str, values: str, table: str, sprite: str) -> None:
+    entry = config.embeddings.add(tensor_name=title, tensor_path=values, metadata_path=table)
+    if sprite:
+        entry.sprite.image_path = sprite
+        entry.sprite.single_image_dim.extend([THUMBNAIL, THUMBNAIL])
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+
+
+def _save_sheet(folder: str, name: str, sheet: np.ndarray) -> None:
+    """Writes uint8 [lines, THUMBNAIL, columns, THUMBNAIL, 3] as a picture."""
+    lines, _, columns, _, _ = sheet.shape
+    _, png = cv2.imencode('.png', sheet.reshape(lines * THUMBNAIL, columns * THUMBNAIL, 3)[..., ::-1])
     with files.replacing(os.path.join(folder, name)) as temporary, open(temporary, 'wb') as file:
         file.write(png.tobytes())
-    return True
 
 
 def _frames(path: str, wanted: list[int]):

@@ -36,6 +36,66 @@ def confusion(matrix: np.ndarray, class_names, path: str, *, title: str) -> None
     picture.savefig(path, dpi=110, format='png')
 
 
+def classes(rows, path, *, title: str, most: int = 60) -> None:
+    """Draws a bar for the accuracy of each class, the worst on top.
+
+    Args:
+      rows: dicts of class, videos, right; of more than `most` classes with videos, the worst are drawn.
+      path: the PNG to write, or a binary file.
+      title: above the picture.
+      most: bars.
+    """
+    rows = sorted((row for row in rows if row['videos']), key=lambda row: row['right'] / row['videos'])
+    shown = rows[:most]
+    share = [row['right'] / row['videos'] for row in shown]
+    picture = figure.Figure(figsize=(7.2, 1.2 + 0.26 * len(shown)), layout='constrained')
+    axes = picture.add_subplot()
+    bars = axes.barh(range(len(shown)), share, color='#4878a8')
+    axes.bar_label(bars, [f'{row["right"]} of {row["videos"]}' for row in shown], padding=4, fontsize=8)
+    axes.set_yticks(range(len(shown)), [row['class'] for row in shown], fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.16), xticks=np.linspace(0, 1, 6), xlabel='share of its videos that is right',
+             title=title + (f', the worst {most} of {len(rows)}' if len(rows) > most else ''))
+    axes.margins(y=0.02)
+    axes.spines[['top', 'right']].set_visible(False)
+    picture.savefig(path, dpi=100, format='png')
+
+
+def taken_for(matrix: np.ndarray, class_names, path, *, title: str, most: int = 24, bars: int = 4) -> None:
+    """Draws for each class what its videos were taken for, the class with the most mistakes first.
+
+    Args:
+      matrix: int [K, K], counts: rows are the true class, columns the predicted one.
+      class_names: K names.
+      path: the PNG to write, or a binary file.
+      title: above the picture.
+      most: classes that are drawn.
+      bars: of a class.
+    """
+    present = np.flatnonzero(matrix.sum(axis=1))
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shown = present[np.argsort(share[present, present], kind='stable')][:most]
+    columns = min(2, len(shown))
+    lines = -(-len(shown) // columns)
+    picture = figure.Figure(figsize=(3.6 * columns, 0.7 + (0.45 + 0.22 * bars) * lines), layout='constrained')
+    for number, true in enumerate(shown):
+        axes = picture.add_subplot(lines, columns, number + 1)
+        best = np.argsort(-matrix[true], kind='stable')[:bars]
+        drawn = axes.barh(range(len(best)), share[true, best],
+                          color=['#5a9367' if guess == true else '#c0504d' for guess in best])
+        axes.bar_label(drawn, [f'{matrix[true, guess]}' if matrix[true, guess] else '' for guess in best],
+                       padding=3, fontsize=8)
+        axes.set_yticks(range(len(best)), [class_names[guess] if matrix[true, guess] else '' for guess in best],
+                        fontsize=8)
+        axes.tick_params(left=False)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1.12), xticks=[], ylim=(bars - 0.5, -0.5))
+        axes.set_title(class_names[true], fontsize=10, loc='left', fontweight='bold')
+        axes.spines[['top', 'right', 'bottom']].set_visible(False)
+    picture.suptitle(title + (f', the worst {most} of {len(present)} classes' if len(present) > most else ''))
+    picture.savefig(path, dpi=100, format='png')
+
+
 def similarity(curves, accuracies: np.ndarray, measures, layers, path: str, *, title: str) -> None:
     """Draws ROC curves beside a table of what each measure alone reaches.
 

@@ -22,7 +22,7 @@ class Strip(NamedTuple):
     """One clip.
 
     Attributes:
-      caption: above it.
+      caption: above it; may have several lines.
       rows: uint8 [T, h, w, 3] each, what is shown below one another.
       first: the clip's frame that the rows begin with, from 0.
       whole: uint8 [L, S, S, 3], all of the clip, where the rows are cut out of it; or None.
@@ -136,27 +136,29 @@ def sheet(
     picture.savefig(path, dpi=110, format='png')
 
 
-def animation(path: str, strips: list[Strip], *, milliseconds: int = 120) -> None:
+def animation(path, strips: list[Strip], *, milliseconds: int = 120, side: int = SIDE) -> None:
     """Writes a GIF that repeats: the clips in a grid, the rows of each side by side, captions above.
 
     Args:
-      path: the GIF to write.
+      path: the GIF to write, or a binary file.
       strips: the clips, of one length.
       milliseconds: how long a frame stays.
+      side: height of a frame in pixels, at least.
     """
-    moving = [_side_by_side(strip) for strip in strips]
+    moving = [_side_by_side(strip, side) for strip in strips]
     length, height, width, _ = moving[0].shape
     columns = min(math.ceil(math.sqrt(len(strips))), max(1, 1200 // width))
     lines = math.ceil(len(strips) / columns)
     font = ImageFont.load_default(12)
-    top = 18
+    top = 2 + 16 * max(strip.caption.count('\n') + 1 for strip in strips)
     pages = []
     for t in range(length):
         page = Image.new('RGB', (columns * (width + 8) - 8, lines * (height + top + 6)), (WHITE,) * 3)
         draw = ImageDraw.Draw(page)
         for number, (strip, frames) in enumerate(zip(strips, moving, strict=True)):
             left, down = number % columns * (width + 8), number // columns * (height + top + 6)
-            draw.text((left + 2, down + 2), _fitting(strip.caption, font, width - 4), 0, font)
+            text = '\n'.join(_fitting(line, font, width - 4) for line in strip.caption.split('\n'))
+            draw.text((left + 2, down + 2), text, 0, font)
             page.paste(Image.fromarray(frames[t]), (left, down + top))
         pages.append(page)
     # One palette for all frames: one each is slow to find, and flickers.
@@ -209,13 +211,13 @@ def _boxed(strip: Strip, t: int) -> np.ndarray:
     return cv2.rectangle(image, corner, (left + width, top + height), (255, 220, 0))
 
 
-def _side_by_side(strip: Strip) -> np.ndarray:
+def _side_by_side(strip: Strip, side: int) -> np.ndarray:
     """Returns uint8 [T, H, W, 3], enlarged to the size of an animation."""
     rows = strip.moving or strip.rows
     parts = list(rows)
     if strip.whole is not None:
         parts.insert(0, np.stack([_boxed(strip, t) for t in range(len(strip.whole))]))
-    height = max(SIDE, *(part.shape[1] for part in parts))
+    height = max(side, *(part.shape[1] for part in parts))
     large = []
     for part in parts:
         width = round(part.shape[2] * height / part.shape[1])

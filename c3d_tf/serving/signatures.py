@@ -39,7 +39,7 @@ class Serving(tf.Module):
             **{name: net.model.get_layer(name).output for name in self._described}})
         self._labels = tf.constant(net.class_names)
         # The variables alone: Keras' own objects would bring functions that nobody calls.
-        self.weights = [variable.value for variable in net.model.variables]
+        self.weights = [variable.value for variable in net.model.weights]  # no seeds: they differ each time
 
     def signatures(self) -> dict:
         """Returns the concrete functions by name; the inputs' shapes and types are in the spec of each."""

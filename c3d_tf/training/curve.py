@@ -25,19 +25,31 @@ class BadLoss(Exception):
 
 
 class Curve:
-    """The progress line, TensorBoard's scalars, and the last numbers."""
+    """The progress line, TensorBoard's scalars, and the last numbers.
+
+    Attributes:
+      folder: of the events.
+      writer: of them; one a run, since TensorBoard follows the newest file of a folder alone.
+    """
 
     def __init__(self, workdir: str, first: int, total: int, rate: Callable[[int], float],
                  log_every: int):
         """`first` is the step the run goes on from; `rate` gives the learning rate of a step."""
         self._rate, self._every, self._shown = rate, log_every, first
         self._progress = console.Progress('train', total, 'steps', done=first)
-        self._writer = tf.summary.create_file_writer(os.path.join(workdir, 'tensorboard', 'train'))
+        self.folder = os.path.join(workdir, 'tensorboard', 'train')
+        self.writer = tf.summary.create_file_writer(self.folder)
         self._steps = []
         self._waited = 0.0
         self._since = time.monotonic()
         self._last = {}
         self._text = ''
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.writer.flush()  # the points of a run that is stopped as well
 
     def timed(self, batches):
         """Yields the batches; notes how long each was waited for."""
@@ -51,9 +63,9 @@ class Curve:
             self._waited += time.monotonic() - before
             yield batch
 
-    def add(self, step: int, loss, hits, clips, records) -> None:
+    def add(self, step: int, loss, hits, among_five, clips, records) -> None:
         """Takes one step's sums and records; draws a point of the curves where one is due."""
-        self._steps.append((loss, hits, clips, records))
+        self._steps.append((loss, hits, among_five, clips, records))
         self._progress.update(step, self._text)
         if step - self._shown >= self._every:
             self.draw(step)
@@ -69,14 +81,15 @@ class Curve:
         values = dict(more)
         if self._steps:
             self.check()
-            losses, hits, clips = np.array([[float(x) for x in row[:3]] for row in self._steps]).T
+            losses, hits, among_five, clips = np.array([[float(x) for x in row[:4]] for row in self._steps]).T
             now = time.monotonic()
             values |= {'loss': float(losses.mean()), 'accuracy': float(hits.sum() / clips.sum()),
+                       'hit@5': float(among_five.sum() / clips.sum()),
                        'clips_per_second': float(clips.sum() / (now - self._since)),
                        'input_wait': self._waited / (now - self._since),
                        'learning_rate': self._rate(step - 1)}
             self._steps, self._waited, self._since, self._shown = [], 0.0, now, step
-        with self._writer.as_default(step):
+        with self.writer.as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
         self._last |= values
@@ -86,11 +99,16 @@ class Curve:
                       + f'{self._last["clips_per_second"]:.1f} clips/s · '
                       f'input wait {self._last["input_wait"]:.0%}')
 
-    def close(self, step: int) -> dict:
-        """Draws the last point; returns the last values of all curves."""
+    def point(self, step: int) -> dict:
+        """Draws a point at `step` if none is there; returns the last values of all curves."""
         if self._steps:
             self.draw(step)
-        self._writer.close()
+        return self._last
+
+    def close(self, step: int) -> dict:
+        """Draws the last point; returns the last values of all curves."""
+        self.point(step)
+        self.writer.close()
         self._progress.update(step, self._text)
         self._progress.close(self._text)
         return self._last

@@ -41,7 +41,12 @@ class Recipe:
       reinit: layers that start at random all the same.
       freeze: layers that do not learn.
       patience: validations without a better one after which the run ends; 0 never ends early.
-      strategy: 'default' or 'mirrored'.
+      max_loss_ratio: a loss above this many times the median of the last ones, or one that is no number,
+        takes the run back to a checkpoint and on with other batches; see `guard.Guard`. 0: a loss that
+        is no number ends the run.
+      max_skips: how often, at most.
+      strategy: 'default'; 'mirrored', all devices of this machine; or 'multi_worker', those of all
+        machines that TF_CONFIG names.
       seed: of the weights, the order, crops, flips and dropout.
     """
 
@@ -88,6 +93,8 @@ class Recipe:
     reinit: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     patience: int = 0
+    max_loss_ratio: float = 0.0
+    max_skips: int = 3
     strategy: str = 'default'
     seed: int = 0
 

@@ -61,6 +61,10 @@ def save(path: str, artefact: Artefact) -> None:
                 archive.writestr(MEAN, mean.getvalue())
                 archive.writestr(LABELS, ''.join(f'{name}\n' for name in artefact.class_names))
                 archive.writestr(PROVENANCE, json.dumps(artefact.provenance, indent=2))
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # h5py fails once more when it closes its file
+                raise error.__context__ from None
+            raise
         finally:
             storage.rmtree(folder, ignore_errors=True)
 
