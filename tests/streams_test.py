@@ -149,8 +149,8 @@ def test_what_is_classified_and_what_is_dropped(weights, capsys, monkeypatch):
     """A network that takes 0.4 s sees a clip of 8 frames out of 20 or more."""
     slow = predict._forward
 
-    def forward(net):
-        classify = slow(net)
+    def forward(*given):
+        classify = slow(*given)
         return lambda clip: (time.sleep(0.4), classify(clip))[1]
 
     monkeypatch.setattr(predict, '_forward', forward)
