@@ -261,9 +261,8 @@ def _ucf101_files(videos: str) -> dict[str, str]:
     """Returns the paths of files and frame folders, in class folders or not, by name in lower case."""
     found = {}
     for entry in storage.scandir(videos):
-        inside = [entry]
-        if entry.is_dir() and not entry.name.lower().startswith('v_'):
-            inside = storage.scandir(entry.path)
+        is_class = entry.is_dir() and not entry.name.lower().startswith('v_')
+        inside = storage.scandir(entry.path) if is_class else [entry]
         found.update((item.name.lower(), item.path) for item in inside)
     return found
 
@@ -346,8 +345,6 @@ def _read_table(path: str, needed: tuple[str, ...]) -> list[tuple[int, dict[str,
 def _read_class_names(path: str, *, first: int) -> tuple[str, ...]:
     """Reads `index name` lines; the indices must count up from `first`."""
     rows = [line.split(maxsplit=1) for line in read_lines(path)]
-    if [row[0] for row in rows] != [str(i + first) for i in range(len(rows))] or any(
-            len(row) != 2 for row in rows):
-        raise errors.UsageError(f'{path}: expected lines `index name` with indices '
-                                f'{first}, {first + 1}, {first + 2} …')
+    if any(len(row) != 2 or row[0] != str(i + first) for i, row in enumerate(rows)):
+        raise errors.UsageError(f'{path}: expected lines `index name` with indices {first}, {first + 1} …')
     return tuple(row[1] for row in rows)
