@@ -2,13 +2,14 @@
 # make test:       set up, then run the tests.
 # make test-docs:  run every command of README and docs/ that needs nothing from elsewhere.
 # make test-torch: read full-size files that PyTorch wrote; PyTorch gets an environment of its own.
+# make test-io:    prepare, train, evaluate and export over s3://; tensorflow-io gets an environment of its own.
 # make test-beam:  prepare and features on engines of Apache Beam, in an environment of its own.
 # make test-runtimes: ONNX Runtime, OpenVINO and NNCF beside the rest, and their tests.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: setup quickstart test test-docs test-torch test-beam test-runtimes
+.PHONY: setup quickstart test test-docs test-torch test-beam test-runtimes test-io
 
 setup: $(VENV)/ready
 
@@ -32,6 +33,14 @@ test-torch: setup $(VENV)-torch/ready
 $(VENV)-torch/ready: requirements-torch.txt
 	$(PYTHON) -m venv $(VENV)-torch
 	$(VENV)-torch/bin/python -m pip install --quiet -r requirements-torch.txt
+	touch $@
+
+test-io: $(VENV)-io/ready
+	$(VENV)-io/bin/python -m pytest -m io tests/io_test.py
+
+$(VENV)-io/ready: requirements-io.txt
+	$(PYTHON) -m venv $(VENV)-io
+	$(VENV)-io/bin/python -m pip install --quiet -r requirements-io.txt
 	touch $@
 
 test-beam: $(VENV)-beam/ready

@@ -18,6 +18,7 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.common import metrics
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
@@ -125,8 +126,8 @@ def fuse(score_files: list[str], workdir: str, *, overwrite: bool = False) -> di
       errors.UsageError: a file is missing, or is of other videos or classes, or the workdir holds an
         evaluation with another protocol.
     """
-    own = os.path.abspath(os.path.join(workdir, SCORES))
-    if len(score_files) > 1 and own in map(os.path.abspath, score_files):
+    own = storage.abspath(os.path.join(workdir, SCORES))
+    if len(score_files) > 1 and own in map(storage.abspath, score_files):
         raise errors.UsageError(f'--workdir={workdir}: its {SCORES} is one of those to fuse and would be '
                                 'replaced; give another folder')
     loaded = [_read_scores(path) for path in score_files]
@@ -179,7 +180,7 @@ def _existing(workdir: str, protocol: dict, overwrite: bool) -> dict | None:
             path, dict(_flat(before['protocol'])), dict(_flat(protocol)),
             'Give another --workdir (and --weights, where they are in this one), or --overwrite to '
             'evaluate anew.')
-    if not all(os.path.exists(os.path.join(workdir, name)) for name in (SCORES, CONFUSION)):
+    if not all(storage.exists(os.path.join(workdir, name)) for name in (SCORES, CONFUSION)):
         return None
     console.say(f'evaluate: {path} is up to date')
     _say(before)
@@ -241,7 +242,7 @@ def _scores(model, batches, part: records.Split, seen: embedding.Seen | None) ->
 
 def _read_scores(path: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(storage.readable(path), allow_pickle=False) as archive:
             return {key: archive[key] for key in ('scores', 'videos', 'labels', 'names', 'class_names')}
     except FileNotFoundError as error:
         raise errors.UsageError(f'--scores={path}: no such file') from error

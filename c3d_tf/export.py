@@ -12,6 +12,7 @@ from c3d_tf import evaluate
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.common import versions
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
@@ -111,7 +112,7 @@ def export(
         tf.saved_model.save(module, temporary, signatures=functions)
         files.write_text(os.path.join(temporary, LABELS), ''.join(f'{name}\n' for name in net.class_names))
         files.write_json(os.path.join(temporary, DESCRIPTION), {**described, 'version': number})
-        model = os.path.basename(os.path.abspath(export_dir))
+        model = os.path.basename(storage.abspath(export_dir))
         warmup.write(temporary, model, list(functions), net.preprocessing)
         difference = _difference(temporary, net)
         if not difference <= TOLERANCE[precision]:

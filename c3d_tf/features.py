@@ -9,7 +9,6 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import time
 
 import av
@@ -22,6 +21,7 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.common import locks
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import descriptors
 from c3d_tf.data import inputs
@@ -138,6 +138,7 @@ def extract(
                 load, output, chosen, settings, lock_timeout, decoding))
         else:
             decoding['num_workers'] = num_workers or os.cpu_count()
+            decoding['in_process'] = any(map(storage.private, [records_dir, *(one.path for one in found)]))
             run.work(networks.of_frames(network, spec), **decoding)
         while not held.take('finish'):  # the last process that comes here finds nothing left to do
             time.sleep(0.2)
@@ -206,7 +207,7 @@ def _claim(output: str, settings: dict, overwrite: bool) -> None:
     if before and (before['settings'] != settings or overwrite and before['complete']):
         descriptors.clear(output)
         for folder in (work_list.REASONS, work_list.WORK):
-            shutil.rmtree(os.path.join(output, folder), ignore_errors=True)
+            storage.rmtree(os.path.join(output, folder), ignore_errors=True)
         before = None
     if before is None:
         files.write_json(path, {'settings': settings, 'complete': False})

@@ -14,6 +14,7 @@ from c3d_tf import models
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import preprocess
 from c3d_tf.weights import artefact
 from c3d_tf.weights import formats
@@ -74,7 +75,7 @@ def import_weights(
     fc6_order = fc6_order or ('chw' if conv_first else 'hwc')
     settings = {**answers, 'mean': mean, 'fc6_order': fc6_order, 'labels': labels, 'reinit': list(reinit),
                 'frame_size': list(frame_size), 'source_sha256': _hash(source),
-                'files': {path: files.sha256(path) for path in (mean, labels) if os.path.isfile(path)}}
+                'files': {path: files.sha256(path) for path in (mean, labels) if storage.isfile(path)}}
     if weights:
         files.remove_leftovers(os.path.dirname(weights), os.path.basename(weights))
     if weights and (done := _existing(weights, settings, overwrite)):
@@ -125,7 +126,7 @@ def _labels(path: str) -> tuple[str, ...]:
     if not path:
         return ()
     try:
-        with open(path, encoding='utf-8') as file:
+        with storage.open(path, encoding='utf-8') as file:
             names = tuple(line.strip() for line in file.read().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise errors.UsageError(f'--labels={path}: {error}') from error
@@ -296,7 +297,7 @@ def _source_names(layout) -> dict[str, str]:
 
 
 def _existing(weights: str, settings: dict, overwrite: bool) -> artefact.Artefact | None:
-    if overwrite or not os.path.exists(weights):
+    if overwrite or not storage.exists(weights):
         return None
     before = artefact.load(weights)
     if before.provenance.get('settings') == settings:
@@ -309,6 +310,6 @@ def _existing(weights: str, settings: dict, overwrite: bool) -> artefact.Artefac
 def _hash(source: str) -> str:
     """Returns the SHA-256 of the file, or of the TensorFlow 1 checkpoint's index."""
     for path in (source, f'{source}.index'):
-        if os.path.isfile(path):
+        if storage.isfile(path):
             return files.sha256(path)
     return ''

@@ -9,9 +9,11 @@ from absl import flags as absl_flags
 
 from c3d_tf import __version__
 from c3d_tf import flags
+from c3d_tf import paths
 from c3d_tf import usage
 from c3d_tf.common import console
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 
 # The verbs import TensorFlow, so they are imported when they run: help and wrong use answer at once.
 
@@ -103,7 +105,7 @@ def _predict(f) -> str | None:
     result = predict.predict(f.input, _weights(f), step=f.step, top_k=f.top_k, render=f.render,
                              heatmap=f.heatmap, overwrite=f.overwrite, quiet=f.json, **network)
     predict.show(result, as_json=f.json)
-    return os.path.dirname(os.path.abspath(f.render)) if f.render else None
+    return os.path.dirname(storage.abspath(f.render)) if f.render else None
 
 
 def _features(f) -> str:
@@ -184,7 +186,7 @@ def _import_weights(f) -> str | None:
         f.source, '' if f.dry_run else _needed(f, 'weights'), mean='' if f.mean == 'volume' else f.mean,
         labels=f.labels, channel_order=f.channel_order, pool5=f.pool5, flip_time=f.flip_time,
         fc6_order=f.fc6_order, frame_size=f.frame_size, reinit=tuple(f.reinit), overwrite=f.overwrite)
-    return None if f.dry_run else os.path.dirname(os.path.abspath(f.weights))
+    return None if f.dry_run else os.path.dirname(storage.abspath(f.weights))
 
 
 def _export(f) -> str | None:
@@ -257,7 +259,7 @@ def _run(argv: list[str]) -> int:
     known = flags.Flags()
     f = known.values
     try:
-        words = known.values(argv)[1:]
+        words = known.values(paths.with_flagfiles(argv))[1:]
     except absl_flags.Error as error:
         raise errors.UsageError(f'{error}\nSee --help.') from error
     if words:
@@ -280,6 +282,7 @@ def _run(argv: list[str]) -> int:
                                 '--mode=train, since every worker does all that it is told; run the other '
                                 'verbs before and after it, on one machine')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    paths.check(known)
     for verb in f.mode:
         where = MODES[verb](f)
         if where:
@@ -337,5 +340,12 @@ def _complain(message, code: int) -> int:
     return code
 
 
+def command() -> None:
+    """The program. With tensorflow-io it leaves at once, since that aborts while Python is taken down."""
+    code = main()
+    sys.stdout.flush()
+    (os._exit if 'tensorflow_io' in sys.modules else sys.exit)(code)
+
+
 if __name__ == '__main__':
-    sys.exit(main())
+    command()

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import preprocess
 from c3d_tf.data import sources
@@ -63,7 +64,7 @@ def predict(
     if not path:
         raise errors.UsageError('--input is not set: expected a video file, a folder of images, or live '
                                 'camera:0, rtsp://… or http://…')
-    if not os.path.exists(path):
+    if not storage.exists(path):
         raise errors.UsageError(f'--input={path}: no such file')
     _check_render(path, render, heatmap, overwrite)
     precision = 'float32' if heatmap else precision
@@ -181,7 +182,7 @@ def _check_render(path: str, render: str, heatmap: bool, overwrite: bool) -> Non
         raise errors.UsageError('--heatmap is drawn into a video: give --render=FILE.mp4 too')
     if render and not render.lower().endswith('.mp4'):
         raise errors.UsageError(f'--render={render}: expected a name that ends in .mp4')
-    if render and os.path.exists(render):
+    if render and storage.exists(render):
         if os.path.samefile(path, render):
             raise errors.UsageError(f'--render={render} is --input itself; give another name')
         if not overwrite:

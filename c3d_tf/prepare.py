@@ -11,7 +11,6 @@ import functools
 import json
 import math
 import os
-import shutil
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import datasets
 from c3d_tf.data import encode_video
@@ -93,13 +93,14 @@ def prepare(
         _reopen(records_dir, index, tasks)
         index = None
     if index is not None:
-        shutil.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)  # of a run that was killed last
+        # Of a run that was killed last.
+        storage.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)
         failed = index['found'] - index['taken']
         _check_failures(failed, max_failures, records_dir)
         console.say(f'prepare: {records_dir} is complete: {index["taken"]} videos, {failed} skipped')
         return index
 
-    os.makedirs(os.path.join(records_dir, PROGRESS), exist_ok=True)
+    storage.makedirs(os.path.join(records_dir, PROGRESS))
     files.remove_leftovers(records_dir)
     files.remove_leftovers(os.path.join(records_dir, PROGRESS))
     files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), described)
@@ -109,7 +110,8 @@ def prepare(
         beam_runner.write_shards(empty, tasks, work, video_timeout=video_timeout)
     else:
         local_runner.run(tasks, work, num_workers=num_workers or os.cpu_count(),
-                         video_timeout=video_timeout)
+                         video_timeout=video_timeout, in_process=any(map(
+                             storage.private, [records_dir, *(one.path for one in dataset.examples)])))
     files.remove_leftovers(records_dir)  # of workers that a video took down
 
     reports = [files.read_json(task.report) for task in tasks]
@@ -130,7 +132,7 @@ def prepare(
     }
     index['channel_means'] = _write_mean(records_dir, index, clip_length)
     files.write_json(os.path.join(records_dir, records.INDEX), index)  # last: it says "complete"
-    shutil.rmtree(os.path.join(records_dir, PROGRESS))
+    storage.rmtree(os.path.join(records_dir, PROGRESS))
     _summarise(index, records_dir)
     return index
 
@@ -160,17 +162,17 @@ def _existing(records_dir: str, described: dict, overwrite: bool) -> dict | None
             records_dir, before, described,
             'Give another --records folder, or --overwrite to make them anew.')
     # The index first: without it nobody takes the rest for complete.
-    for name in sorted(os.listdir(records_dir), key=lambda name: name != records.INDEX):
+    for name in sorted(storage.listdir(records_dir), key=lambda name: name != records.INDEX):
         if name.endswith('.tfrecord') or name in (records.INDEX, records.MEAN, records.SKIPPED):
-            os.remove(os.path.join(records_dir, name))
-    shutil.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)
+            storage.remove(os.path.join(records_dir, name))
+    storage.rmtree(os.path.join(records_dir, PROGRESS), ignore_errors=True)
     return None
 
 
 def _lost(records_dir: str, index: dict) -> list[str]:
     """Returns the files that are gone, cut or grown since the index was written."""
     others = [os.path.join(records_dir, name) for name in (records.MEAN, records.SKIPPED)]
-    return records.Index(records_dir, index).lost() + [path for path in others if not os.path.exists(path)]
+    return records.Index(records_dir, index).lost() + [path for path in others if not storage.exists(path)]
 
 
 def _reopen(records_dir: str, index: dict, tasks: list[local_runner.Task]) -> None:
@@ -182,7 +184,7 @@ def _reopen(records_dir: str, index: dict, tasks: list[local_runner.Task]) -> No
     if skipped_file in lost:  # which shard's videos were skipped is not known any more: all of them anew
         tasks = []
     else:
-        with open(skipped_file, encoding='utf-8', errors='surrogateescape') as file:
+        with storage.open(skipped_file, encoding='utf-8', errors='surrogateescape') as file:
             skips = {skip['path']: skip for skip in map(json.loads, file)}
     for task in tasks:
         if task.path not in lost:
@@ -190,9 +192,9 @@ def _reopen(records_dir: str, index: dict, tasks: list[local_runner.Task]) -> No
             files.write_json(task.report, {
                 'records': shard['records'], 'frames': shard['frames'],
                 'skipped': [skips[e.source] for _, _, e in task.examples if e.source in skips],
-                'bytes': os.path.getsize(task.path)})
+                'bytes': storage.getsize(task.path)})
     files.write_json(os.path.join(records_dir, PROGRESS, 'settings.json'), index['settings'])
-    os.remove(os.path.join(records_dir, records.INDEX))
+    storage.remove(os.path.join(records_dir, records.INDEX))
 
 
 def _plan(dataset: datasets.Dataset, records_dir: str) -> list[local_runner.Task]:
@@ -214,7 +216,7 @@ def _plan(dataset: datasets.Dataset, records_dir: str) -> list[local_runner.Task
 def _check_failures(failed: int, max_failures: int, records_dir: str) -> None:
     if 0 <= max_failures < failed:
         path = os.path.join(records_dir, records.SKIPPED)
-        with open(path, encoding='utf-8') as file:
+        with storage.open(path, encoding='utf-8') as file:
             first = json.loads(file.readline())
         raise errors.RunError(
             f'{failed} videos could not be read, {max_failures} are tolerated; see {path}.\n'
@@ -266,7 +268,7 @@ def _write_mean(records_dir: str, data: dict, clip_length: int) -> list[float]:
 def _summarise(index: dict, records_dir: str) -> None:
     for name, part in index['splits'].items():
         frames = sum(sum(shard['frames']) for shard in part['shards'])
-        size = sum(os.path.getsize(os.path.join(records_dir, s['file'])) for s in part['shards'])
+        size = sum(storage.getsize(os.path.join(records_dir, s['file'])) for s in part['shards'])
         console.say(f'  {name}: {part["videos"]} videos, {frames} frames, '
                     f'{len(part["shards"])} shard{"s" * (len(part["shards"]) > 1)}, {size / 1e6:.1f} MB')
         empty = [index['class_names'][i] for i, n in enumerate(part['videos_per_class']) if not n]

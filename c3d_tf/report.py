@@ -12,6 +12,7 @@ from typing import NamedTuple
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.figures import html
 from c3d_tf.figures import sections as parts
 
@@ -63,7 +64,7 @@ def report(workdir: str, *, records_dir: str = '') -> str:
       errors.UsageError: the folder has no result of any verb.
     """
     run = parts.Run(workdir, records_dir or _named_records(workdir))
-    present = [part for part in PARTS if os.path.exists(os.path.join(workdir, part.needs))]
+    present = [part for part in PARTS if storage.exists(os.path.join(workdir, part.needs))]
     if not present:
         raise errors.UsageError(f'--workdir={workdir}: none of {", ".join(dict.fromkeys(p.needs for p in PARTS))} '
                                 'is there; run --mode=train or --mode=evaluate with it first')
@@ -139,7 +140,7 @@ def _named_records(workdir: str) -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+        with storage.open(path, encoding='utf-8', errors='surrogateescape') as file:
             return file.read()
     except FileNotFoundError:
         return ''

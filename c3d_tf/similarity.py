@@ -22,6 +22,7 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
 from c3d_tf.common import measures
+from c3d_tf.common import storage
 from c3d_tf.data import feature_sets
 from c3d_tf.data import pairs as pairs_room
 from c3d_tf.figures import plots
@@ -287,7 +288,7 @@ def _similarities(features, given, layers, path: str, max_failures: int):
             vectors = feature_sets.read(folder, layer)
             used = sorted({own[name] for name in (*kept.a, *kept.b)})
             matrix, row = _matrix(vectors, used, folder, layer)
-            stem = os.path.basename(os.path.normpath(folder))
+            stem = os.path.basename(storage.normpath(folder))
             name = layer if len(features) == 1 else f'{stem} {layer}'
             if name in tables:
                 raise errors.UsageError(f'--features, --similarity_layers: {folder} {layer} is there '

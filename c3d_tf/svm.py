@@ -18,6 +18,7 @@ from c3d_tf.classifiers import linear_svm
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import datasets
 from c3d_tf.data import feature_sets
 from c3d_tf.data import samples as sampling
@@ -226,8 +227,8 @@ def _existing(workdir: str, protocol: dict, overwrite: bool) -> dict | None:
 
 def _titles(features, layers) -> list[str]:
     """Returns a short name of each set that tells it from the others."""
-    short = [os.path.basename(os.path.normpath(path)) for path in features]
-    titles = [f'{name}, {layer}' if os.path.isdir(path) else name
+    short = [os.path.basename(storage.normpath(path)) for path in features]
+    titles = [f'{name}, {layer}' if storage.isdir(path) else name
               for name, path, layer in zip(short, features, layers)]
     return titles if len(set(titles)) == len(titles) else [
         f'{path}, {layer}' for path, layer in zip(features, layers)]

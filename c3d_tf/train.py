@@ -8,7 +8,6 @@ position, so a run that was killed goes on from its last checkpoint to the same 
 import dataclasses
 import math
 import os
-import shutil
 import tempfile
 import time
 
@@ -20,6 +19,7 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import pipeline
 from c3d_tf.data import preprocess
 from c3d_tf.data import records
@@ -210,7 +210,7 @@ def fit(
         save(MODEL, f'{kind} at step {step}, the last')
     elif cluster.is_chief:
         with files.replacing(path) as temporary:
-            shutil.copyfile(os.path.join(workdir, BEST), temporary)
+            storage.copy(os.path.join(workdir, BEST), temporary)
     result = {'status': 'done', 'steps': step, 'seconds': round(time.time() - started, 1),
               **running['last'], **curve.close(step), 'settings': settings,
               'versions': {'c3d_tf': __version__, 'tensorflow': tf.__version__,
@@ -318,7 +318,7 @@ def _settings(recipe: Recipe, index: records.Index) -> dict:
     return {**recipe_values, 'reinit': list(recipe.reinit), 'freeze': list(recipe.freeze),
             'records': index.fingerprint,
             'files': {path: files.sha256(path) for path in (recipe.mean, recipe.init_from)
-                      if os.path.isfile(path)}}
+                      if storage.isfile(path)}}
 
 
 def _existing(workdir: str, settings: dict, overwrite: bool, is_chief: bool) -> dict | None:
@@ -331,13 +331,13 @@ def _existing(workdir: str, settings: dict, overwrite: bool, is_chief: bool) -> 
         if not is_chief:
             return None
         for name in ('checkpoints', os.path.join('tensorboard', 'train')):
-            shutil.rmtree(os.path.join(workdir, name), ignore_errors=True)
+            storage.rmtree(os.path.join(workdir, name), ignore_errors=True)
         for name in (MODEL, BEST):
-            if os.path.exists(os.path.join(workdir, name)):
-                os.remove(os.path.join(workdir, name))
+            if storage.exists(os.path.join(workdir, name)):
+                storage.remove(os.path.join(workdir, name))
         return None
     if result is None or before == settings:
-        done = result and result['status'] == 'done' and os.path.exists(os.path.join(workdir, MODEL))
+        done = result and result['status'] == 'done' and storage.exists(os.path.join(workdir, MODEL))
         return result if done else None
     raise errors.changed_settings(
         f'the run in {workdir}', before, settings,

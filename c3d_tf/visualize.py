@@ -15,6 +15,7 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import inputs
 from c3d_tf.data import preprocess
 from c3d_tf.data import record_videos
@@ -214,12 +215,12 @@ def _existing(folder: str, protocol: dict, overwrite: bool) -> dict | None:
         if before['protocol'] != protocol:
             raise errors.changed_settings(path, before['protocol'], protocol,
                                           'Give another --workdir, or --overwrite to do it again.')
-        if all(map(os.path.exists, own)):
+        if all(map(storage.exists, own)):
             console.say(f'visualize: {path} is up to date')
             return before
     for old in own:
-        if os.path.exists(old):
-            os.remove(old)
+        if storage.exists(old):
+            storage.remove(old)
     return None
 
 

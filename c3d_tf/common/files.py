@@ -2,19 +2,30 @@
 """Files that are complete or absent: written under a temporary name, then renamed."""
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
 import re
-import shutil
+import tempfile
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 
 
 @contextlib.contextmanager
 def replacing(path: str):
-    """Yields a temporary path beside `path`; renames it to `path` when the block ends well."""
+    """Yields a temporary path beside `path`; renames it to `path` when the block ends well.
+
+    Where `path` has a scheme, the temporary one is local and is copied; see `storage`.
+    """
+    if storage.scheme(path):
+        storage.check(path)
+        with tempfile.TemporaryDirectory() as folder, naming(path):
+            temporary = os.path.join(folder, os.path.basename(path))
+            yield temporary
+            storage.makedirs(os.path.dirname(path))
+            storage.copy(temporary, path)
+        return
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     temporary = f'{path}.tmp-{os.getpid()}'
     try:
@@ -39,13 +50,14 @@ def naming(path: str):
 
 def remove_leftovers(directory: str, name: str = '') -> None:
     """Deletes what a killed `replacing` left in the directory, of this name or any, and nothing else."""
-    for path in glob.glob(os.path.join(glob.escape(directory), f'{glob.escape(name) or "*"}.tmp-*')):
+    pattern = f'{storage.escape(name) or "*"}.tmp-*'
+    for path in storage.glob(os.path.join(storage.escape(directory), pattern)):
         match = re.search(r'\.tmp-(\d+)(\.d)?$', path)  # .d: what artefact.save works in
         if match and not _at_work(int(match[1])):
             if match[2] and path.endswith(f'.keras{match[0]}'):
-                shutil.rmtree(path)
-            elif os.path.isfile(path):
-                os.remove(path)
+                storage.rmtree(path)
+            elif storage.isfile(path):
+                storage.remove(path)
 
 
 def _at_work(process: int) -> bool:
@@ -76,7 +88,7 @@ def read_json(path: str):
       errors.RunError: the file is not JSON.
     """
     try:
-        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+        with storage.open(path, encoding='utf-8', errors='surrogateescape') as file:
             return json.load(file)
     except FileNotFoundError:
         return None
@@ -86,7 +98,7 @@ def read_json(path: str):
 
 def sha256(path: str) -> str:
     """Returns the file's SHA-256 as 64 hexadecimal digits."""
-    with open(path, 'rb') as file:
+    with storage.open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 

@@ -2,7 +2,6 @@
 """Lock files: processes on one machine or on many share a list of work in one folder."""
 
 import contextlib
-import glob
 import json
 import os
 import socket
@@ -12,6 +11,7 @@ import uuid
 
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 
 _tokens = set()  # of this process: they tell it from a dead one whose number it has been given
 
@@ -21,6 +21,9 @@ class Locks:
 
     A lock is a file that says who holds it; it is touched as a sign of life. One that was not touched
     for `timeout` seconds, or whose process is dead on this host, is taken over.
+
+    An object store creates nothing exclusively: there two processes may take the same lock at once. It
+    is then that of the later one, `owns` tells the other, and at worst work is done twice.
 
     Args:
       directory: of the lock files; made where it is not there, removed at the end where it is empty.
@@ -46,7 +49,7 @@ class Locks:
             self.release(name)
         _tokens.discard(self._owner['token'])
         with contextlib.suppress(OSError):  # not empty: others are at work
-            os.rmdir(self._directory)
+            storage.rmdir(self._directory)
 
     def take(self, name: str) -> bool:
         """Returns whether the lock is ours now."""
@@ -63,26 +66,28 @@ class Locks:
     def release(self, name: str) -> None:
         if self.owns(name):
             with contextlib.suppress(FileNotFoundError):
-                os.remove(self._path(name))
+                storage.remove(self._path(name))
         self._held.discard(name)
 
     def sweep(self) -> None:
         """Removes the locks that dead processes left."""
-        for path in glob.glob(os.path.join(glob.escape(self._directory), '*.lock*')):
+        for path in storage.glob(os.path.join(storage.escape(self._directory), '*.lock*')):
             if self._is_stale(path) and (path.endswith('.takeover') or self._take_over(path)):
                 with contextlib.suppress(FileNotFoundError):
-                    os.remove(path)
+                    storage.remove(path)
 
     def free(self, digest: str) -> bool:
         """Returns whether nobody has the lock of the name with this `digest`."""
-        return not os.path.exists(os.path.join(self._directory, f'{digest}.lock'))
+        return not storage.exists(os.path.join(self._directory, f'{digest}.lock'))
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, f'{digest(name)}.lock')
 
     def _create(self, path: str) -> bool:
         for _ in range(10):  # another process may remove the empty folder at any time
-            os.makedirs(self._directory, exist_ok=True)
+            storage.makedirs(self._directory)
+            if storage.scheme(path):
+                return not storage.exists(path) and self._write(path)
             try:
                 file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             except FileExistsError:
@@ -94,10 +99,14 @@ class Locks:
             return True
         return False
 
+    def _write(self, path: str) -> bool:
+        files.write_json(path, self._owner)
+        return True
+
     def _is_stale(self, path: str) -> bool:
         owner = _read(path)
         try:
-            age = time.time() - os.stat(path).st_mtime
+            age = time.time() - storage.getmtime(path)
         except FileNotFoundError:
             return False  # released just now; the next `take` gets it
         # Without an owner it is being written just now, or its process was killed while it wrote.
@@ -110,22 +119,25 @@ class Locks:
         if not self._create(guard):
             if self._is_stale(guard):
                 with contextlib.suppress(FileNotFoundError):
-                    os.remove(guard)
+                    storage.remove(guard)
             return False
         try:
             if not self._is_stale(path):
                 return False
             with contextlib.suppress(FileNotFoundError):
-                os.remove(path)
+                storage.remove(path)
             return self._create(path)
         finally:
-            os.remove(guard)
+            storage.remove(guard)
 
     def _beat(self) -> None:
         while not self._end.wait(min(self._timeout / 4, 30)):
             for name in list(self._held):
                 with contextlib.suppress(OSError):
-                    os.utime(self._path(name))
+                    if not storage.scheme(self._directory):
+                        os.utime(self._path(name))
+                    elif self.owns(name):
+                        self._write(self._path(name))
 
 
 def digest(name: str) -> str:

@@ -7,8 +7,10 @@ import hashlib
 import math
 import os
 import re
+import tempfile
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import lists as official
 from c3d_tf.data import moving_shapes
 from c3d_tf.data import sources
@@ -132,7 +134,7 @@ def _folder(*, videos, **_) -> tuple[tuple[str, ...], list[official.Row]]:
 
     A video is a file, every one of them and whatever its name, or a folder of frame images.
     """
-    given = [split for split in SPLITS if os.path.isdir(os.path.join(videos, split))]
+    given = [split for split in SPLITS if storage.isdir(os.path.join(videos, split))]
     roots = {split: os.path.join(videos, split) for split in given} or {'': videos}
     classes = sorted({name for root in roots.values() for name in _subfolders(root)})
     rows = []
@@ -155,7 +157,7 @@ def _moving_shapes(*, videos, seed, **_) -> tuple[tuple[str, ...], list[official
     if not videos:
         raise errors.UsageError('--dataset=moving_shapes needs --videos: the folder to write it to')
     try:
-        moving_shapes.write(videos, seed=seed)
+        _write_moving_shapes(videos, seed)
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
     return moving_shapes.CLASSES, [
@@ -164,6 +166,19 @@ def _moving_shapes(*, videos, seed, **_) -> tuple[tuple[str, ...], list[official
         for index, name in enumerate(moving_shapes.CLASSES)
         for path in _entries(os.path.join(videos, split, name))
     ]
+
+
+def _write_moving_shapes(videos: str, seed: int) -> None:
+    """Writes the data set to a folder; to a remote one by way of a local one."""
+    if not storage.scheme(videos):
+        moving_shapes.write(videos, seed=seed)
+        return
+    done = os.path.join(videos, moving_shapes.DONE)
+    with tempfile.TemporaryDirectory() as folder:
+        if storage.exists(done):
+            storage.copy(done, os.path.join(folder, moving_shapes.DONE))  # then nothing is made
+        moving_shapes.write(folder, seed=seed)
+        storage.copytree(folder, videos)  # DONE last
 
 
 def _tfds(*, name, videos, **_) -> tuple[tuple[str, ...], list[official.Row]]:
@@ -211,7 +226,7 @@ def _grouping(root: str, groups: str, regex: str):
 
 def _below(path: str, root: str) -> str:
     """Returns the path as seen from the root, or as it is where it lies elsewhere."""
-    relative = os.path.relpath(path, root or '.')
+    relative = storage.relpath(path, root or '.')
     return path if relative.startswith(os.pardir + os.sep) else relative
 
 
@@ -249,12 +264,12 @@ def _check(dataset: Dataset) -> None:
 def _require_folder(path: str) -> None:
     if not path:
         raise errors.UsageError('--videos is not set: expected the folder of the videos')
-    if not os.path.isdir(path):
+    if not storage.isdir(path):
         raise errors.UsageError(f'--videos={path}: no such folder')
 
 
 def _subfolders(path: str) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    names = sorted(entry.name for entry in storage.scandir(path) if entry.is_dir())
     if not names:
         raise errors.UsageError(f'{path}: expected a folder per class, found none')
     return names
@@ -262,7 +277,7 @@ def _subfolders(path: str) -> list[str]:
 
 def _entries(path: str) -> list[str]:
     """Returns the files, and the folders that are not hidden."""
-    if not os.path.isdir(path):
+    if not storage.isdir(path):
         return []
-    return sorted(entry.path for entry in os.scandir(path)
+    return sorted(entry.path for entry in storage.scandir(path)
                   if not entry.is_dir() or not entry.name.startswith('.'))

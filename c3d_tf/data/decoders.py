@@ -16,7 +16,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.data import video
 from c3d_tf.data import windows
@@ -61,6 +60,7 @@ def batches(
     batch_size: int,
     num_workers: int,
     video_timeout: float,
+    in_process: bool = False,
 ) -> Iterator[Batch]:
     """Yields the clips of all videos in full batches; the last one may be less than full.
 
@@ -71,11 +71,13 @@ def batches(
       batch_size: clips.
       num_workers: processes.
       video_timeout: seconds without a frame after which a video counts as stuck.
+      in_process: decodes in threads; see `workers.Worker`.
 
     Raises:
       errors.RunError: a decoder process does not even start.
     """
-    feeder = _Feeder(next_job, (batch_size, *clip_shape), cutting, num_workers, video_timeout)
+    feeder = _Feeder(next_job, (batch_size, *clip_shape), cutting, num_workers, video_timeout,
+                     in_process)
     thread = threading.Thread(target=feeder.run, daemon=True)
     thread.start()
     try:
@@ -95,8 +97,8 @@ class _Stopped(Exception):
 class _Decoder(workers.Worker):
     """A decoder process and the video it has."""
 
-    def __init__(self, cutting: dict):
-        super().__init__(_live)
+    def __init__(self, cutting: dict, in_process: bool):
+        super().__init__(_live, in_process)
         self.send(cutting)
 
     def give(self, job: Job) -> None:
@@ -107,11 +109,11 @@ class _Decoder(workers.Worker):
 class _Feeder:
     """The thread between the decoders and the network."""
 
-    def __init__(self, next_job, shape, cutting, num_workers, video_timeout):
+    def __init__(self, next_job, shape, cutting, num_workers, video_timeout, in_process):
         self.queue = queue.Queue(WAITING)
         self.stopped = threading.Event()
         self._next_job, self._shape, self._cutting = next_job, shape, cutting
-        self._num_workers, self._timeout = num_workers, video_timeout
+        self._num_workers, self._timeout, self._in_process = num_workers, video_timeout, in_process
         self._decoders = []
         self._batch = self._empty()
 
@@ -173,7 +175,7 @@ class _Feeder:
         return job
 
     def _start(self, job: Job) -> None:
-        self._decoders.append(_Decoder(self._cutting))
+        self._decoders.append(_Decoder(self._cutting, self._in_process))
         self._decoders[-1].give(job)
 
     def _stop(self, decoder: _Decoder) -> None:
@@ -211,7 +213,7 @@ def _live(connection) -> None:
     try:
         cutting = connection.recv()
         while True:
-            with console.quiet():
+            with workers.quiet():
                 frames = connection.recv()  # for records, unpickling imports TensorFlow
             say('begun')
             count = 0

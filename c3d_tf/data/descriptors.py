@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from c3d_tf.common import files
+from c3d_tf.common import storage
 
 FORMATS = ('npz', 'hdf5', 'caffe')
 POOLS = ('mean', 'max', 'conv_pooling')
@@ -66,7 +67,7 @@ class Npz:
 
     def _clips(self, path: str) -> int | None:
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(storage.readable(path), allow_pickle=False) as archive:
                 return self._complete(archive.files, str(archive['protocol']))
         except _UNREADABLE:
             return None
@@ -89,11 +90,10 @@ class Hdf5(Npz):
         if clips is not None:
             return clips
         try:
-            stat = os.stat(self._output)
-            version = (stat.st_ino, stat.st_mtime_ns)
+            version = storage.version(self._output)
             if self._file is None or self._version != version:  # another process has merged
                 self.close()
-                self._file, self._version = h5py.File(self._output, 'r'), version
+                self._file, self._version = h5py.File(storage.readable(self._output), 'r'), version
             group = self._file[_h5_name(name)]
             return self._complete(group, group['protocol'].asstr()[()])
         except _UNREADABLE:
@@ -101,13 +101,13 @@ class Hdf5(Npz):
 
     def finish(self, names: list[str]) -> None:
         """Merges the parts into the file, by way of a temporary name, and removes them."""
-        parts = {name: self._path(name) for name in names if os.path.exists(self._path(name))}
+        parts = {name: self._path(name) for name in names if storage.exists(self._path(name))}
         self.close()
         if not parts:
             return
         with files.replacing(self._output) as temporary:
             if _opens(self._output):
-                shutil.copyfile(self._output, temporary)
+                storage.copy(self._output, temporary)
             with h5py.File(temporary, 'a') as merged:
                 for name, path in parts.items():
                     group = merged.require_group(_h5_name(name))
@@ -115,7 +115,7 @@ class Hdf5(Npz):
                         del group[key]
                     _copy_npz(path, group)
         for path in parts.values():
-            os.remove(path)
+            storage.remove(path)
         _remove_empty(self._folder)
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class Caffe:
         folder = os.path.join(self._output, name)
         marker = _read_marker(folder)
         if (not marker or not marker['complete'] or marker['settings'] != self._settings
-                or not set(marker['files']) <= set(os.listdir(folder))):
+                or not set(marker['files']) <= set(storage.listdir(folder))):
             return None
         return marker['clips']
 
@@ -188,8 +188,8 @@ class _Arrays:
             for name, array in arrays.items():
                 with _member(archive, name) as member:
                     np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-        os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        os.replace(whole, self._path)
+        storage.makedirs(os.path.dirname(self._path))
+        storage.replace(whole, self._path)
 
 
 class _Blobs:
@@ -217,16 +217,16 @@ class _Blobs:
         names = {f'{start}.{blob}': f'{start + first:06d}.{blob}'
                  for start in self._starts for blob in self._layers.values()}
         marker = {'made_by': _MADE_BY, **protocol, 'files': list(names.values())}
-        os.makedirs(self._folder, exist_ok=True)
+        storage.makedirs(self._folder)
         self._mark({**marker, 'complete': False})  # tells `clear` what is ours
         for ours, name in names.items():
-            os.replace(os.path.join(self._work, ours), os.path.join(self._folder, name))
+            storage.replace(os.path.join(self._work, ours), os.path.join(self._folder, name))
         self._mark({**marker, 'complete': True})
 
     def _mark(self, marker: dict) -> None:
         whole = os.path.join(self._work, MARKER)
         files.write_json(whole, marker)
-        os.replace(whole, os.path.join(self._folder, MARKER))
+        storage.replace(whole, os.path.join(self._folder, MARKER))
 
 
 class _Pool:
@@ -255,7 +255,7 @@ class _Pool:
 
 def clear(output: str) -> None:
     """Deletes descriptors of this project in the folder, and the folders that are empty then."""
-    for folder, _, names in os.walk(output, topdown=False):
+    for folder, _, names in storage.walk(output, topdown=False):
         ours = [name for name in names if name.endswith('.npz') and _is_ours(os.path.join(folder, name))]
         if folder == output and HDF5 in names:
             ours.append(HDF5)
@@ -263,7 +263,7 @@ def clear(output: str) -> None:
             ours += [*marker['files'], MARKER]
         for name in ours:
             with contextlib.suppress(FileNotFoundError):
-                os.remove(os.path.join(folder, name))
+                storage.remove(os.path.join(folder, name))
         while ours and folder != output:
             _remove_if_empty(folder)
             folder = os.path.dirname(folder)
@@ -271,7 +271,7 @@ def clear(output: str) -> None:
 
 def _is_ours(path: str) -> bool:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(storage.readable(path), allow_pickle=False) as archive:
             return json.loads(str(archive['protocol'])).get('made_by') == _MADE_BY
     except _UNREADABLE:
         return False
@@ -279,7 +279,8 @@ def _is_ours(path: str) -> bool:
 
 def _read_marker(folder: str) -> dict | None:
     try:
-        with open(os.path.join(folder, MARKER), encoding='utf-8', errors='surrogateescape') as file:
+        path = os.path.join(folder, MARKER)
+        with storage.open(path, encoding='utf-8', errors='surrogateescape') as file:
             return json.load(file)
     except (OSError, ValueError):
         return None
@@ -287,7 +288,7 @@ def _read_marker(folder: str) -> dict | None:
 
 def _opens(path: str) -> bool:
     try:
-        with h5py.File(path, 'r'):
+        with h5py.File(storage.readable(path), 'r'):
             return True
     except OSError:
         return False
@@ -300,7 +301,7 @@ def _member(archive: zipfile.ZipFile, name: str):
 
 def _copy_npz(path: str, group: h5py.Group) -> None:
     """Copies every array, some rows at a time."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(storage.readable(path)) as archive:
         for member in archive.namelist():
             with archive.open(member) as file:
                 np.lib.format.read_magic(file)
@@ -327,10 +328,10 @@ def _h5_name(name: str):
 
 
 def _remove_empty(folder: str) -> None:
-    for below, _, _ in os.walk(folder, topdown=False):
+    for below, _, _ in storage.walk(folder, topdown=False):
         _remove_if_empty(below)
 
 
 def _remove_if_empty(folder: str) -> None:
     with contextlib.suppress(OSError):
-        os.rmdir(folder)
+        storage.rmdir(folder)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import records
 from c3d_tf.data import sources
 from c3d_tf.data import video
@@ -179,7 +179,7 @@ def write_shard(task, given_up: dict[int, str], reading: Callable[[int], None], 
                     continue
                 report['records'].append(len(lengths))
                 report['frames'] += lengths
-    report['bytes'] = os.path.getsize(task.path)
+    report['bytes'] = storage.getsize(task.path)
     files.write_json(task.report, report)
 
 

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 
 HDF5 = 'features.h5'
 TABLES = ('.npz', '.csv')
@@ -153,18 +154,18 @@ def normalised(values: np.ndarray) -> np.ndarray:
 
 def is_table(path: str) -> bool:
     """Tells whether the set is one file with a line a video."""
-    return os.path.isfile(path) and path.lower().endswith(TABLES)
+    return storage.isfile(path) and path.lower().endswith(TABLES)
 
 
 @contextlib.contextmanager
 def _videos(path: str):
     """Yields name → (what to call it in a message, function that returns its arrays by name)."""
-    if not os.path.exists(path):
+    if not storage.exists(path):
         raise errors.UsageError(f'--features={path}: no such file or folder; run --mode=features first')
-    store = os.path.join(path, HDF5) if os.path.isdir(path) else path
-    if os.path.isfile(store):
+    store = os.path.join(path, HDF5) if storage.isdir(path) else path
+    if storage.isfile(store):
         try:
-            with h5py.File(store, 'r') as file:
+            with h5py.File(storage.readable(store), 'r') as file:
                 groups = _groups(file)
                 if not groups:
                     raise errors.UsageError(f'{store}: no video in it')
@@ -175,10 +176,10 @@ def _videos(path: str):
                                     ) from error
         return
     files = {}
-    for folder, subfolders, names in os.walk(path):
+    for folder, subfolders, names in storage.walk(path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith('.'))
         for name in sorted(names):
-            stem, ending = os.path.splitext(os.path.relpath(os.path.join(folder, name), path))
+            stem, ending = os.path.splitext(storage.relpath(os.path.join(folder, name), path))
             if ending.lower() not in _ENDINGS or name.startswith('.'):
                 continue
             if stem in files:
@@ -204,8 +205,8 @@ def _groups(file: h5py.Group) -> dict[str, h5py.Group]:
 def _load(path: str) -> Mapping:
     try:
         if not path.lower().endswith('.npz'):
-            return {'': np.load(path, allow_pickle=False)}
-        with np.load(path, allow_pickle=False) as arrays:
+            return {'': np.load(storage.readable(path), allow_pickle=False)}
+        with np.load(storage.readable(path), allow_pickle=False) as arrays:
             return _Archive(path, arrays.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise errors.UsageError(f'{path}: not readable ({error})') from error
@@ -221,7 +222,7 @@ class _Archive(Mapping):
         if name not in self._names:
             raise KeyError(name)
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
+            with np.load(storage.readable(self._path), allow_pickle=False) as arrays:
                 return arrays[name]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise errors.UsageError(f'{self._path}: {name} is not readable ({error})') from error
@@ -262,7 +263,7 @@ def _read_npz_table(path: str) -> dict[str, np.ndarray]:
 
 def _read_csv(path: str) -> dict[str, np.ndarray]:
     def rows():
-        with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
+        with storage.open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
             for number, (name, *cells) in enumerate(filter(None, csv.reader(file)), 1):
                 try:
                     yield name.strip(), np.array(cells, np.float32)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import lists
 from c3d_tf.data import sources
 from c3d_tf.data import video
@@ -45,25 +46,25 @@ def find(given: str, *, size: tuple[int, int], without: str = '') -> tuple[str, 
       errors.UsageError: there is nothing of that name.
     """
     root = ''
-    if os.path.isdir(given):
+    if storage.isdir(given):
         paths = _below(given, without)
         root = '' if paths == [given] else given
-    elif given.lower().endswith('.txt') and os.path.isfile(given):
+    elif given.lower().endswith('.txt') and storage.isfile(given):
         paths = _listed(given)
-    elif os.path.lexists(given):
+    elif storage.lexists(given):
         paths = [given]
     elif glob.has_magic(given):
-        paths = [path for match in glob.glob(given, recursive=True)
-                 for path in (_below(match, without) if os.path.isdir(match) else [match])]
+        paths = [path for match in storage.glob(given, recursive=True)
+                 for path in (_below(match, without) if storage.isdir(match) else [match])]
     else:
         raise errors.UsageError(f'--input={given}: no such file or folder')
-    paths = sorted({os.path.normpath(path) for path in paths})
+    paths = sorted({storage.normpath(path) for path in paths})
     if not paths:
         raise errors.UsageError(f'--input={given}: no video there')
-    root = root or os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    names = media_ids([os.path.relpath(path, root) for path in paths],
-                      [os.path.isdir(path) for path in paths])
-    return os.path.abspath(root), [
+    root = root or storage.commonpath([os.path.dirname(storage.abspath(path)) for path in paths])
+    names = media_ids([storage.relpath(path, root) for path in paths],
+                      [storage.isdir(path) for path in paths])
+    return storage.abspath(root), [
         Video(name, path, functools.partial(sources.frames, path, size=size), _first(path))
         for name, path in zip(names, paths)]
 
@@ -87,14 +88,14 @@ def media_ids(paths: list[str], are_folders: list[bool]) -> list[str]:
 
 def _below(folder: str, without: str) -> list[str]:
     """Returns all files at any depth, and folders of images."""
-    found, seen = [], {os.path.realpath(without)} if without else set()
+    found, seen = [], {storage.realpath(without)} if without else set()
     folders = [folder]
     while folders:
         here = folders.pop()
-        if os.path.realpath(here) in seen:  # a link that leads back up
+        if storage.realpath(here) in seen:  # a link that leads back up
             continue
-        seen.add(os.path.realpath(here))
-        entries = [entry for entry in os.scandir(here) if not entry.name.startswith('.')]
+        seen.add(storage.realpath(here))
+        entries = [entry for entry in storage.scandir(here) if not entry.name.startswith('.')]
         folders += [entry.path for entry in entries if entry.is_dir()]
         inside = [entry.path for entry in entries if not entry.is_dir()]
         images = [path for path in inside if os.path.basename(path) != 'Thumbs.db']
@@ -109,8 +110,8 @@ def _listed(path: str) -> list[str]:
     found = []
     for line in lists.read_lines(path):
         beside = os.path.join(os.path.dirname(path), line)
-        found.append(line if os.path.lexists(line) and not os.path.lexists(beside) else beside)
-    if found and not any(map(os.path.lexists, found)):
+        found.append(line if storage.lexists(line) and not storage.lexists(beside) else beside)
+    if found and not any(map(storage.lexists, found)):
         raise errors.UsageError(f'--input={path}: none of its {len(found)} videos exists; the first was '
                                 f'looked for at {found[0]}. Expected a path a line, relative to the '
                                 'list or to the current folder.')
@@ -118,8 +119,8 @@ def _listed(path: str) -> list[str]:
 
 
 def _first(path: str) -> int:
-    if not os.path.isdir(path):
+    if not storage.isdir(path):
         return 0
     ends = [re.search(r'(\d+)\D*$', os.path.splitext(name)[0])
-            for name in os.listdir(path) if sources.is_image(name)]
+            for name in storage.listdir(path) if sources.is_image(name)]
     return min((int(match[1]) for match in ends if match), default=0)

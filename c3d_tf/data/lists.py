@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 
 SPLITS = ('train', 'val', 'test')
 
@@ -106,7 +107,7 @@ def hmdb51(*, videos, lists, fold, **_) -> tuple[tuple[str, ...], list[Row]]:
     """
     _check_fold(fold)
     ending = f'_test_split{fold}.txt'
-    there = os.listdir(lists) if os.path.isdir(lists) else []
+    there = storage.listdir(lists) if storage.isdir(lists) else []
     names = tuple(sorted(name.removesuffix(ending) for name in there if name.endswith(ending)))
     if not names:
         _require_lists('HMDB51', lists, (f'CLASS{ending}',), 'the three splits of the HMDB51 page')
@@ -122,7 +123,7 @@ def hmdb51(*, videos, lists, fold, **_) -> tuple[tuple[str, ...], list[Row]]:
                 match = source.match(file)
                 path = os.path.join(videos, name, file)
                 frames = os.path.splitext(path)[0]
-                if os.path.isdir(frames) and not os.path.exists(path):
+                if storage.isdir(frames) and not storage.exists(path):
                     path = frames
                 rows.append(Row(path, (number,), 'train' if flag == '1' else 'test',
                                 f'{name}/{match[1]}' if match else ''))
@@ -132,15 +133,15 @@ def hmdb51(*, videos, lists, fold, **_) -> tuple[tuple[str, ...], list[Row]]:
 def sports1m(*, videos, lists, **_) -> tuple[tuple[str, ...], list[Row]]:
     """Reads the lists of the DeepVideo project: `URL label,label…` a line, files named by video id."""
     wanted = ('train_partition.txt', 'test_partition.txt', 'labels.txt')
-    missing = [name for name in wanted if not os.path.isfile(os.path.join(lists or '.', name))]
-    if not os.path.isdir(videos) or not lists or missing:
+    missing = [name for name in wanted if not storage.isfile(os.path.join(lists or '.', name))]
+    if not storage.isdir(videos) or not lists or missing:
         raise errors.UsageError(
             f'Sports-1M was looked for in --videos={videos} (files named VIDEO_ID.mp4 or the like) '
             f'and --lists={lists} ({", ".join(wanted)}; missing: {", ".join(missing) or "none"}).\n'
             'The lists are in the folder "original" of the sports-1m-dataset repository of '
             'gtoderici on GitHub, labels.txt beside it; the videos are fetched from YouTube by id.')
     names = tuple(read_lines(os.path.join(lists, 'labels.txt')))
-    by_id = {os.path.splitext(name)[0]: os.path.join(videos, name) for name in os.listdir(videos)}
+    by_id = {os.path.splitext(name)[0]: os.path.join(videos, name) for name in storage.listdir(videos)}
     rows, found = [], 0
     for split in ('train', 'test'):
         for url, text in _read_pairs(os.path.join(lists, f'{split}_partition.txt')):
@@ -181,7 +182,7 @@ def c3d_lst(*, videos, lists, train_list, val_list, test_list, **_) -> tuple[tup
                 raise errors.UsageError(f'{file}, line {line}: {match[1]} has label {match[3]}, '
                                         f'and {rows[key].labels[0]} in an earlier line')
     names_file = os.path.join(lists, 'classInd.txt')
-    if lists and os.path.exists(names_file):
+    if lists and storage.exists(names_file):
         names = _read_class_names(names_file, first=1)
     else:
         names = _numbers(row.labels[0] for row in rows.values())
@@ -198,7 +199,7 @@ def read_groups(path: str) -> dict[str, str]:
     groups = {}
     for line, row in _read_table(path, ()):
         name, group = (list(row.values()) + ['', ''])[:2]
-        name = os.path.normpath(_slashes(name))
+        name = storage.normpath(_slashes(name))
         if not group or groups.setdefault(name, group) != group:
             raise errors.UsageError(f'{path}, line {line}: expected one group of {name}, got {group!r} '
                                     f'and before {groups.get(name, "none")!r}')
@@ -217,7 +218,7 @@ def _list_files(dataset: str, what: str, *paths: str) -> list[tuple[str, str]]:
 def _classes(texts: list[str], folder: str):
     """Returns the names of the classes, and a function from (label's text, its place) to its index."""
     file = os.path.join(folder, 'classes.txt')
-    if os.path.exists(file):
+    if storage.exists(file):
         names = _read_class_names(file, first=0)
     elif all(text.isdecimal() for text in texts):
         names = _numbers(int(text) for text in texts if _is_number(text))
@@ -259,10 +260,9 @@ def _span(start: str, end: str, where: str) -> tuple[float, float]:
 def _ucf101_files(videos: str) -> dict[str, str]:
     """Returns the paths of files and frame folders, in class folders or not, by name in lower case."""
     found = {}
-    for entry in os.scandir(videos):
-        inside = [entry]
-        if entry.is_dir() and not entry.name.lower().startswith('v_'):
-            inside = os.scandir(entry.path)
+    for entry in storage.scandir(videos):
+        is_class = entry.is_dir() and not entry.name.lower().startswith('v_')
+        inside = storage.scandir(entry.path) if is_class else [entry]
         found.update((item.name.lower(), item.path) for item in inside)
     return found
 
@@ -271,11 +271,11 @@ def _relocated(path: str, videos: str) -> str:
     """Returns where a listed path is found, itself or below `videos` with less and less of its start."""
     parts = path.split('/')
     below = [os.path.join(videos, *tail) for tail in (parts, parts[-2:], parts[-1:])] if videos else []
-    return next((place for place in (path, *below) if os.path.exists(place)), path)
+    return next((place for place in (path, *below) if storage.exists(place)), path)
 
 
 def _some_exist(rows: list[Row], source: str, wanted: str = '') -> list[Row]:
-    if rows and not any(os.path.lexists(row.path) for row in rows):
+    if rows and not any(storage.lexists(row.path) for row in rows):
         raise errors.UsageError(f'none of the {len(rows)} videos of {source} exists; the first was '
                                 f'looked for at {rows[0].path}{wanted}. '
                                 'Set --videos to the folder that the listed paths start from.')
@@ -288,7 +288,7 @@ def _check_fold(fold: int) -> None:
 
 
 def _require_lists(dataset: str, lists: str, wanted: tuple[str, ...], source: str) -> None:
-    missing = [name for name in wanted if not os.path.isfile(os.path.join(lists or '.', name))]
+    missing = [name for name in wanted if not storage.isfile(os.path.join(lists or '.', name))]
     if missing or not lists:
         raise errors.UsageError(f"{dataset}'s lists were looked for in --lists={lists}; expected "
                                 f'{", ".join(wanted)}, missing {", ".join(missing) or "none"}. '
@@ -301,7 +301,7 @@ def _slashes(path: str) -> str:
 
 def _text(path: str) -> str:
     try:
-        with open(path, encoding='utf-8-sig') as file:  # Excel puts a mark first
+        with storage.open(path, encoding='utf-8-sig') as file:  # Excel puts a mark first
             return file.read()
     except FileNotFoundError as error:
         raise errors.UsageError(f'{path}: no such list') from error
@@ -345,8 +345,6 @@ def _read_table(path: str, needed: tuple[str, ...]) -> list[tuple[int, dict[str,
 def _read_class_names(path: str, *, first: int) -> tuple[str, ...]:
     """Reads `index name` lines; the indices must count up from `first`."""
     rows = [line.split(maxsplit=1) for line in read_lines(path)]
-    if [row[0] for row in rows] != [str(i + first) for i in range(len(rows))] or any(
-            len(row) != 2 for row in rows):
-        raise errors.UsageError(f'{path}: expected lines `index name` with indices '
-                                f'{first}, {first + 1}, {first + 2} …')
+    if any(len(row) != 2 or row[0] != str(i + first) for i, row in enumerate(rows)):
+        raise errors.UsageError(f'{path}: expected lines `index name` with indices {first}, {first + 1} …')
     return tuple(row[1] for row in rows)

@@ -8,12 +8,12 @@ again without that video. Only the workers import TensorFlow.
 import collections
 import dataclasses
 import multiprocessing.connection
-import os
 import time
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import datasets
 from c3d_tf.data import sources
 from c3d_tf.data import workers
@@ -37,14 +37,15 @@ class Task:
 
     def finished(self) -> bool:
         report = files.read_json(self.report)
-        if (report is None or not os.path.exists(self.path)
-                or os.path.getsize(self.path) != report['bytes']):
+        if (report is None or not storage.exists(self.path)
+                or storage.getsize(self.path) != report['bytes']):
             return False
-        written = os.path.getmtime(self.report)
+        written = storage.getmtime(self.report)
         return not any(sources.changed(skip, written) for skip in report['skipped'])
 
 
-def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> None:
+def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float,
+        in_process: bool = False) -> None:
     """Works through the shards that are not finished.
 
     Args:
@@ -54,6 +55,7 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
         video that is read, often enough to know a slow file from a stuck one.
       num_workers: processes.
       video_timeout: seconds without a word after which a video counts as stuck.
+      in_process: works in threads; see `workers.Worker`.
 
     Raises:
       errors.RunError: a shard cannot be written.
@@ -65,7 +67,7 @@ def run(tasks: list[Task], work, *, num_workers: int, video_timeout: float) -> N
     writers = []
     try:
         for _ in range(min(num_workers, len(todo))):
-            writers.append(Writer(work, video_timeout))
+            writers.append(Writer(work, video_timeout, in_process))
             writers[-1].give(todo.popleft())
         while writers:
             heard = multiprocessing.connection.wait([w.connection for w in writers], timeout=0.5)
@@ -89,7 +91,7 @@ class Writer:
     """A worker process that writes one shard after the other; every runner of prepare has such.
 
     Args:
-      work, video_timeout: see `run`.
+      work, video_timeout, in_process: see `run`.
 
     Attributes:
       task: the shard it has.
@@ -97,9 +99,9 @@ class Writer:
       connection: becomes ready when there is something for `advance`.
     """
 
-    def __init__(self, work, video_timeout: float):
-        self._work, self._timeout = work, video_timeout
-        self._worker = _Worker(work)
+    def __init__(self, work, video_timeout: float, in_process: bool = False):
+        self._work, self._timeout, self._in_process = work, video_timeout, in_process
+        self._worker = _Worker(work, in_process)
 
     @property
     def connection(self):
@@ -136,7 +138,7 @@ class Writer:
                 raise errors.RunError(f'{self.task.path} cannot be written: {reason}')
             self._given_up[self._place] = reason
             self.stop()
-            self._worker = _Worker(self._work)
+            self._worker = _Worker(self._work, self._in_process)
             self._begin()
         return False
 
@@ -150,14 +152,14 @@ class Writer:
 
 class _Worker(workers.Worker):
 
-    def __init__(self, work):
-        super().__init__(_live)
+    def __init__(self, work, in_process: bool):
+        super().__init__(_live, in_process)
         self.connection.send(work)
 
 
 def _live(connection) -> None:
     """A worker's life: shards in, one 'done' or 'failed' each out."""
-    with console.quiet():
+    with workers.quiet():
         work = connection.recv()  # unpickling imports TensorFlow
     last = (None, 0.0)
 

@@ -22,6 +22,7 @@ import numpy as np
 CLASSES = ('left', 'right', 'up', 'down', 'clockwise', 'counter_clockwise', 'grow', 'shrink')
 SPLITS = ('train', 'test')
 VERSION = 1  # Of the generator: raise it with any change to the frames or the files.
+DONE = '.moving_shapes.json'  # The last file: what the set was made with.
 MIN_FRAMES, MAX_FRAMES = 24, 32  # In a video.
 
 Format = collections.namedtuple(
@@ -166,7 +167,7 @@ def write(directory: str, *, train_per_class: int = 60, test_per_class: int = 20
     """
     parameters = {'version': VERSION, 'seed': seed, 'train_per_class': train_per_class,
                   'test_per_class': test_per_class}
-    done = os.path.join(directory, '.moving_shapes.json')
+    done = os.path.join(directory, DONE)
     begun = done + '.part'  # Until all videos are there, lest a resumed set mix two seeds.
     for path in filter(os.path.exists, (done, begun)):
         with open(path, encoding='utf-8') as file:

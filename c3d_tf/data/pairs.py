@@ -8,7 +8,6 @@ import collections
 import csv
 import dataclasses
 import io
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import numpy as np
 
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 
 COLUMNS = ('a', 'b', 'same', 'fold')
 CLASSES = ('class_a', 'class_b')  # columns that may follow; with them leaks are found
@@ -61,7 +61,7 @@ def read(path: str) -> Pairs:
       errors.UsageError: the file is missing or is neither; in a CSV, a fold lacks one of the two kinds,
         or a video or a class is in several folds, so that the test would not be on unseen actions.
     """
-    if not os.path.isfile(path):
+    if not storage.isfile(path):
         raise errors.UsageError(f'--pairs={path}: no such file; expected a CSV with the header '
                                 f'{",".join(COLUMNS)}, or ASLAN\'s View2.mat')
     if path.lower().endswith('.mat'):
@@ -147,7 +147,7 @@ def _draw_fold(class_names, members, groups, each: int, rng) -> list[tuple[str, 
 
 
 def _read_csv(path: str) -> Pairs:
-    with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
+    with storage.open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as file:
         try:
             rows = list(csv.reader(file))
         except csv.Error as error:
@@ -180,7 +180,8 @@ def _read_csv(path: str) -> Pairs:
 def _read_mat(path: str) -> Pairs:
     """Reads View2.mat: 600 pairs x (id, id, same, action, action) x 10 splits, as its ReadMe says."""
     # SciPy's reader ends the process on some damaged files, so it gets one of its own.
-    done = subprocess.run([sys.executable, '-c', _LOAD, path, _ASLAN], capture_output=True)
+    with storage.local(path) as copy:
+        done = subprocess.run([sys.executable, '-c', _LOAD, copy, _ASLAN], capture_output=True)
     reason = done.stderr.decode(errors='replace').strip().split('\n')[-1] or 'the reader crashed'
     if not done.returncode:
         matrix = np.load(io.BytesIO(done.stdout), allow_pickle=False)

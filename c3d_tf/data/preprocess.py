@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import randaugment
 from c3d_tf.data import records
 from c3d_tf.data import resize
@@ -92,9 +93,9 @@ def load_mean(name: str, index: records.Index, clip_length: int) -> np.ndarray:
         return np.array(index.channel_means, np.float32)
     if name == 'none':
         return np.zeros((), np.float32)
-    if os.path.exists(name):
+    if storage.exists(name):
         try:
-            return np.load(name, allow_pickle=False).astype(np.float32)
+            return np.load(storage.readable(name), allow_pickle=False).astype(np.float32)
         except ValueError as error:
             raise errors.UsageError(f'--mean={name}: not an .npy array ({error})') from error
     try:

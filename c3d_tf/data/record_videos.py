@@ -2,7 +2,6 @@
 """Videos inside records: where each lies, and its frames; only what is asked for is read."""
 
 import functools
-import os
 import struct
 from collections.abc import Iterator
 
@@ -10,6 +9,7 @@ import tensorflow as tf
 from tensorflow.python.lib.io import tf_record  # the only reader of TensorFlow's that can start anywhere
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import inputs
 from c3d_tf.data import records
 from c3d_tf.data import sources
@@ -81,8 +81,8 @@ def _record(path: str, offset: int) -> bytes:
 
 def _records(path: str, count: int) -> Iterator[tuple[int, int, str]]:
     """Yields (offset, length, video's name) of every record; the images are jumped over."""
-    size, offset = os.path.getsize(path), _HEADER.size
-    with open(path, 'rb') as file:
+    size, offset = storage.getsize(path), _HEADER.size
+    with storage.open(path, 'rb') as file:
         for _ in range(count):
             file.seek(offset - _HEADER.size)
             try:

@@ -8,7 +8,6 @@ encoded frames. Long videos become several records that follow one another in on
 
 import dataclasses
 import functools
-import glob
 import json
 import os
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import tensorflow as tf
 
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 
 IMAGE = 'image/encoded'                # feature list, bytes: one JPEG or PNG a frame
 TIMESTAMP = 'image/timestamp'          # feature list, int64: µs, strictly increasing
@@ -132,7 +132,7 @@ class Split:
 
     @property
     def num_bytes(self) -> int:
-        return sum(os.path.getsize(path) for path in self.files)
+        return sum(storage.getsize(path) for path in self.files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,14 +162,14 @@ class Index:
 
     def mean(self) -> np.ndarray:
         """Returns float32 [16, H, W, 3], the mean clip of the training split."""
-        return np.load(os.path.join(self.directory, MEAN), allow_pickle=False)
+        return np.load(storage.readable(os.path.join(self.directory, MEAN)), allow_pickle=False)
 
     def lost(self, *splits: str) -> list[str]:
         """Returns the paths of shards, of all splits where none is named, that are gone, cut or grown."""
         shards = [(os.path.join(self.directory, shard['file']), shard.get('bytes'))  # not in old indices
                   for name in splits or self.data['splits'] for shard in self.data['splits'][name]['shards']]
         return [path for path, size in shards
-                if not os.path.exists(path) or size not in (None, os.path.getsize(path))]
+                if not storage.exists(path) or size not in (None, storage.getsize(path))]
 
     def split(self, name: str) -> Split:
         """Returns a split's records.
@@ -223,7 +223,7 @@ def names_damage(verb):
         try:
             return verb(directory, *args, **kwargs)
         except tf.errors.DataLossError as error:
-            for path in glob.glob(os.path.join(glob.escape(directory), '*.tfrecord')):
+            for path in storage.glob(os.path.join(storage.escape(directory), '*.tfrecord')):
                 if reason := damage(path):
                     raise errors.RunError(
                         f'{path} is damaged ({reason}); delete it and run --mode=prepare again, which makes '

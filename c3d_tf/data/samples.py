@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import datasets
 from c3d_tf.data import pipeline
 from c3d_tf.data import records
@@ -157,7 +158,7 @@ def _read_objects(path: str) -> dict[str, dict[int, str]]:
     """Returns video → frame → object."""
     shown = collections.defaultdict(dict)
     try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
+        with storage.open(path, newline='', encoding='utf-8-sig') as file:
             for number, row in enumerate(csv.reader(file), 1):
                 if not row or number == 1 and len(row) > 1 and not _is_number(row[1]):
                     continue  # the first line may be a header

@@ -13,6 +13,7 @@ import numpy as np
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import video
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')
@@ -39,9 +40,9 @@ def frames(path: str, *, size: tuple[int, int] | None = None) -> Iterator[video.
     """
     if match := _TFDS_PATH.fullmatch(path):
         images = _tfds_images(match[2], match[1] or '', match[3], int(match[4]))
-    elif os.path.isdir(path):
+    elif storage.isdir(path):
         images = _folder_images(path)
-    elif not os.path.lexists(path):
+    elif not storage.lexists(path):
         raise video.VideoError(GONE)
     else:
         yield from video.decode(path, size=size)
@@ -71,9 +72,9 @@ def changed(skip: dict, since: float) -> bool:
       since: seconds, when it was given up.
     """
     path = skip['path']
-    if not os.path.lexists(path):
+    if not storage.lexists(path):
         return False
-    return skip['reason'] == GONE or os.lstat(path).st_ctime > since  # a mount that is back has old files
+    return skip['reason'] == GONE or storage.getctime(path) > since  # a mount that is back has old files
 
 
 def decode_image(encoded: bytes) -> np.ndarray | None:
@@ -124,7 +125,7 @@ def tfds_examples(name: str, data_dir: str) -> tuple[tuple[str, ...], list[tuple
 def _folder_images(path: str) -> Iterator[tuple[str, bytes]]:
     """Yields (name, encoded image) in the order of the numbers that the names end in."""
     names = {}
-    for name in sorted(os.listdir(path)):
+    for name in sorted(storage.listdir(path)):
         if name.startswith('.') or name == 'Thumbs.db':  # what file managers leave
             continue
         number = re.search(r'(\d+)\D*$', os.path.splitext(name)[0])
@@ -139,7 +140,7 @@ def _folder_images(path: str) -> Iterator[tuple[str, bytes]]:
     if not names:
         raise video.VideoError('the folder is empty')
     for _, name in sorted(names.items()):
-        with open(os.path.join(path, name), 'rb') as file:
+        with storage.open(os.path.join(path, name), 'rb') as file:
             yield name, file.read()
 
 

@@ -9,6 +9,8 @@ import av.video.reformatter
 import cv2
 import numpy as np
 
+from c3d_tf.common import storage
+
 
 class Frame(NamedTuple):
     """One decoded frame.
@@ -53,8 +55,7 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
     origin = None  # the time of the first frame: transport streams start anywhere
     reason = 'no frame could be decoded'
     try:
-        # `file:` keeps a name such as 'a:b.avi' or '-x.mp4' from being read as a protocol or option.
-        with av.open(f'file:{path}', metadata_errors='replace') as container:
+        with av.open(readable(path), metadata_errors='replace') as container:
             if not container.streams.video:
                 raise VideoError('no video stream in the file')
             stream = container.streams.video[0]
@@ -80,10 +81,16 @@ def decode(path: str, *, size: tuple[int, int] | None = None) -> Iterator[Frame]
         raise VideoError(reason)
 
 
+def readable(path: str):
+    """Returns what av.open takes for a file."""
+    # `file:` keeps a name such as 'a:b.avi' or '-x.mp4' from being read as a protocol or option.
+    return storage.readable(path) if storage.scheme(path) else f'file:{path}'
+
+
 def claimed(path: str) -> int:
     """Returns how many frames the file says it has, which may be wrong; 0 where it says nothing."""
     try:
-        with av.open(f'file:{path}', metadata_errors='replace') as container:
+        with av.open(readable(path), metadata_errors='replace') as container:
             stream = container.streams.video[0]
             return stream.frames or round(float((container.duration or 0) / av.time_base * (
                 stream.average_rate or 0)))

@@ -2,15 +2,15 @@
 """A list of videos that several processes share: each is done once, by one of them."""
 
 import contextlib
-import glob
 import os
-import shutil
+import tempfile
 import time
 import uuid
 
 from c3d_tf.common import console
 from c3d_tf.common import files
 from c3d_tf.common import locks
+from c3d_tf.common import storage
 from c3d_tf.data import decoders
 from c3d_tf.data import inputs
 from c3d_tf.data import sources
@@ -42,6 +42,7 @@ class WorkList:
         self._settings = settings
         self._writers = {}  # of the videos that are not finished
         self._ours = uuid.uuid4().hex
+        self._work = tempfile.mkdtemp() if storage.scheme(output) else os.path.join(output, WORK)
 
     def work(self, forward, *, show: bool = True, **decoding) -> None:
         """Comes back when every video is there or given up, by this process or by another.
@@ -66,10 +67,10 @@ class WorkList:
                     self._progress.update(self._settled_videos(), f'{before} with other processes')
                     time.sleep(0.5)
         finally:
-            for left in glob.glob(os.path.join(glob.escape(self._output), WORK, f'*-{self._ours}')):
-                shutil.rmtree(left, ignore_errors=True)
+            for left in storage.glob(os.path.join(storage.escape(self._work), f'*-{self._ours}')):
+                storage.rmtree(left, ignore_errors=True)
             with contextlib.suppress(OSError):  # not empty: others are at work
-                os.rmdir(os.path.join(self._output, WORK))
+                storage.rmdir(self._work)
         self._progress.update(self._settled_videos())
         self._progress.close(self._rate())
 
@@ -81,7 +82,7 @@ class WorkList:
             return True
         path = self._reason_of(one)
         reason = files.read_json(path)
-        if reason is None or sources.changed(reason, os.path.getmtime(path)):
+        if reason is None or sources.changed(reason, storage.getmtime(path)):
             return False
         self.skipped[one.name] = reason
         return True
@@ -89,11 +90,11 @@ class WorkList:
     def sweep(self) -> None:
         """Removes what dead processes left of videos that are complete."""
         self._held.sweep()
-        for left in glob.glob(os.path.join(glob.escape(self._output), WORK, '*')):
+        for left in storage.glob(os.path.join(storage.escape(self._work), '*')):
             if self._held.free(os.path.basename(left).split('-')[0]):
-                shutil.rmtree(left, ignore_errors=True)
+                storage.rmtree(left, ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.rmdir(os.path.join(self._output, WORK))
+            storage.rmdir(self._work)
 
     def _round(self, pending: list[int], forward, **decoding) -> list[int]:
         """Does what no other process is at; returns the rest."""
@@ -107,8 +108,8 @@ class WorkList:
                 elif self.settled(one):  # by a process that has gone on since
                     self._held.release(one.name)
                 else:
-                    for left in glob.glob(glob.escape(self._work_of(one, '')) + '*'):
-                        shutil.rmtree(left, ignore_errors=True)
+                    for left in storage.glob(storage.escape(self._work_of(one, '')) + '*'):
+                        storage.rmtree(left, ignore_errors=True)
                     return decoders.Job(number, one.frames)
             return None
 
@@ -129,7 +130,7 @@ class WorkList:
     def _open(self, number: int):
         one = self._found[number]
         work = self._work_of(one)
-        os.makedirs(work, exist_ok=True)
+        storage.makedirs(work)
         self._writers[number] = self._store.writer(work, one.name)
         return self._writers[number]
 
@@ -146,18 +147,18 @@ class WorkList:
                                      'frames': frames, 'clips': count})
             self.done[one.name] = count
             with contextlib.suppress(FileNotFoundError):  # it was given up once, and has changed since
-                os.remove(self._reason_of(one))
+                storage.remove(self._reason_of(one))
         self._drop(number)
         self._held.release(one.name)
         return ours
 
     def _drop(self, number: int) -> None:
         if self._writers.pop(number, None):
-            shutil.rmtree(self._work_of(self._found[number]), ignore_errors=True)
+            storage.rmtree(self._work_of(self._found[number]), ignore_errors=True)
 
     def _work_of(self, one: inputs.Video, whose: str | None = None) -> str:
         mine = self._ours if whose is None else whose
-        return os.path.join(self._output, WORK, f'{locks.digest(one.name)}-{mine}')
+        return os.path.join(self._work, f'{locks.digest(one.name)}-{mine}')
 
     def _reason_of(self, one: inputs.Video) -> str:
         return os.path.join(self._output, REASONS, f'{locks.digest(one.name)}.json')

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that decodes, as its parent sees it: it may hang or crash, and is replaced then."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
 
+from c3d_tf.common import console
 from c3d_tf.common import errors
 
 
@@ -15,18 +17,23 @@ class Worker:
 
     Args:
       live: a function of a module; it receives work and sends tuples, the first word says what.
+      in_process: takes a thread instead, which sees ram://; what hangs or crashes takes all with it.
 
     Attributes:
       connection: the parent's end.
     """
 
-    def __init__(self, live):
+    def __init__(self, live, in_process: bool = False):
         context = multiprocessing.get_context('spawn')  # a fork would share TensorFlow's locks
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_start, args=(live, theirs, os.getpid()))
-        self._process.daemon = True
-        self._process.start()
-        theirs.close()
+        if in_process:
+            self._process = _Thread(target=_start_thread, args=(live, theirs), daemon=True)
+            self._process.start()
+        else:
+            self._process = context.Process(target=_start, args=(live, theirs, os.getpid()))
+            self._process.daemon = True
+            self._process.start()
+            theirs.close()
         self._ended = False
         self._heard = None
 
@@ -78,8 +85,27 @@ class Worker:
 
     def stop(self) -> None:
         self._process.kill()
+        self.connection.close()  # before it is waited for: a thread ends by it
         self._process.join()
-        self.connection.close()
+
+
+class _Thread(threading.Thread):
+    """A thread with a process's manners; it ends when it finds its connection closed."""
+
+    exitcode = 1
+
+    def kill(self) -> None:
+        pass
+
+
+def _start_thread(live, connection) -> None:
+    with connection, contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        live(connection)
+
+
+def quiet():
+    """Returns what keeps a worker process quiet; a thread shares its standard error with all others."""
+    return console.quiet() if multiprocessing.parent_process() else contextlib.nullcontext()
 
 
 def _start(live, connection, parent: int) -> None:

@@ -15,6 +15,7 @@ from tensorboard.plugins import projector
 
 from c3d_tf.common import console
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import samples as sampling
 from c3d_tf.data import sources
 from c3d_tf.data import video
@@ -190,7 +191,7 @@ def _write_table(folder: str, name: str, rows: list[list[str]]) -> None:
 
 def _write_sprite(folder: str, name: str, points: Points, paths: dict[str, str]) -> bool:
     """Writes a square of thumbnails, row by row; returns False where no video is there."""
-    if not any(os.path.exists(paths.get(one, '')) for one in set(points.names)):
+    if not any(storage.exists(paths.get(one, '')) for one in set(points.names)):
         return False
     side = int(np.ceil(np.sqrt(len(points.names))))
     sheet = np.full((side, THUMBNAIL, side, THUMBNAIL, 3), 128, np.uint8)

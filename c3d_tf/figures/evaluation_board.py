@@ -4,7 +4,6 @@
 import io
 import json
 import os
-import shutil
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from PIL import ImageSequence
 
 from c3d_tf.common import metrics
+from c3d_tf.common import storage
 from c3d_tf.data import records
 from c3d_tf.figures import embedding
 from c3d_tf.figures import mistakes
@@ -46,13 +46,13 @@ def write(
       settings: of the training, where it was one of ours: the evaluation joins its line in the tab HParams.
     """
     folder = os.path.join(workdir, tensorboard.FOLDER, 'evaluate')
-    shutil.rmtree(folder, ignore_errors=True)
+    storage.rmtree(folder, ignore_errors=True)
     names, table = result['class_names'], np.array(result['confusion'])
     writer = tf.summary.create_file_writer(folder)
     with writer.as_default(0):
         for name in NUMBERS:
             tf.summary.scalar(name, result[name])
-        with open(confusion, 'rb') as file:
+        with storage.open(confusion, 'rb') as file:
             tensorboard.pictures('confusion', [file.read()], 0)
         for name, draw in (
                 ('class_accuracy', lambda to: plots.classes(result['per_class'], to, title='Accuracy by class')),

@@ -18,6 +18,8 @@ import numpy as np
 from matplotlib import ticker
 from PIL import Image
 
+from c3d_tf.common import storage
+
 _VOID = ('img', 'input', 'link', 'meta')
 _POINTS = 400                        # of a curve: more cannot be told apart at its size
 _CHART = (420, 240)                  # width and height of a chart, in its own units
@@ -168,7 +170,7 @@ def webp(path: str, *, widest: int = 1600, lossless: bool = False) -> tuple[byte
       widest: a wider one is made this wide.
       lossless: for drawings, which have edges.
     """
-    with Image.open(path) as opened:
+    with Image.open(storage.readable(path)) as opened:
         image = opened.convert('RGB')
     if image.width > widest:
         image = image.resize((widest, round(image.height * widest / image.width)), Image.Resampling.LANCZOS)

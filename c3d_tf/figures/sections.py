@@ -12,6 +12,7 @@ import numpy as np
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import records
 from c3d_tf.figures import html
 from c3d_tf.figures import mistakes
@@ -47,12 +48,12 @@ class Run:
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        with np.load(self.path('scores.npz'), allow_pickle=False) as archive:
+        with np.load(storage.readable(self.path('scores.npz')), allow_pickle=False) as archive:
             return dict(archive)
 
     @property
     def title(self) -> str:
-        return f'Run {os.path.basename(os.path.abspath(self.workdir))}'
+        return f'Run {os.path.basename(storage.abspath(self.workdir))}'
 
     def embed(self, kind: str, content: bytes) -> str | None:
         """Returns a data: URI, or None where the page would grow too large."""
@@ -64,7 +65,7 @@ class Run:
 
     def picture(self, name: str, alt: str, caption: str = '', *, lossless: bool = True, wide: bool = False) -> html.Html:
         """Returns a picture of the folder; `wide` ones keep a readable size and scroll."""
-        if not os.path.exists(self.path(name)):
+        if not storage.exists(self.path(name)):
             return html.paragraph(f'{name} is gone.', class_='quiet')
         content, (width, height) = html.webp(self.path(name), lossless=lossless)
         source = self.embed('image/webp', content)
@@ -261,7 +262,7 @@ def svm(run: Run) -> html.Html:
             f'mean of {len(result["splits"])} split(s).')
     pictures = [run.picture(name, alt, wide=True) for name, alt in (
         ('compactness.png', 'Accuracy by PCA dimension'), ('tsne.png', 't-SNE of the descriptors, coloured by class'),
-        ('confusion_svm.png', 'Confusion matrix of the SVM')) if os.path.exists(run.path(name))]
+        ('confusion_svm.png', 'Confusion matrix of the SVM')) if storage.exists(run.path(name))]
     return html.join(html.paragraph(said), *pictures, html.details('The whole protocol', html.terms(dict(_flat(protocol)))))
 
 

@@ -3,7 +3,6 @@
 
 import itertools
 import math
-import os
 from collections.abc import Iterator
 
 import av
@@ -12,6 +11,7 @@ import numpy as np
 
 from c3d_tf.common import console
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import sources
 from c3d_tf.data import video
 from c3d_tf.rendering import heatmap
@@ -41,7 +41,7 @@ def render(
       the codec of a sound that was left out, see `writer.write`.
     """
     progress = None if quiet else console.Progress('predict: render', total, 'frames')
-    sound = source if os.path.isfile(source) else ''
+    sound = source if storage.isfile(source) else ''
     with files.replacing(path) as temporary:
         left_out = writer.write(temporary, _drawn(source, track, heat, progress), sound=sound,
                                 comment=comment)
@@ -91,7 +91,7 @@ def _shown(shape, aspect: float) -> tuple[int, int]:
 
 def _pixel_aspect(source: str) -> float:
     """Returns how wide a pixel of the file is for its height; that of DVDs and tapes is not 1."""
-    if not os.path.isfile(source):
+    if not storage.isfile(source):
         return 1.0
-    with av.open(f'file:{source}', metadata_errors='replace') as container:
+    with av.open(video.readable(source), metadata_errors='replace') as container:
         return float(container.streams.video[0].sample_aspect_ratio or 1)

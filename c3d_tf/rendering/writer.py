@@ -91,7 +91,7 @@ def _sound(stack: contextlib.ExitStack, out, path: str) -> tuple[Iterator[av.Pac
     """Returns the packets of the file's sound, from its first frame on, or the codec that does not fit."""
     if not path:
         return iter(()), ''
-    source = stack.enter_context(av.open(f'file:{path}', metadata_errors='replace'))
+    source = stack.enter_context(av.open(video.readable(path), metadata_errors='replace'))
     if not source.streams.audio:
         return iter(()), ''
     sound, pictures = source.streams.audio[0], source.streams.video[0]

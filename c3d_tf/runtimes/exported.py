@@ -13,6 +13,7 @@ from c3d_tf import __version__
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.common import versions
 from c3d_tf.data import records
 from c3d_tf.runtimes import compare
@@ -127,9 +128,10 @@ def _open_int8(net: artefact.Artefact, export_dir: str, layers, *, precision: st
                                 f'--weights have {net.sha256[:12]}…); {again}')
     for name, sha256 in found['sha256'].items():
         path = os.path.join(folder, name)
-        if not os.path.isfile(path) or files.sha256(path) != sha256:
+        if not storage.isfile(path) or files.sha256(path) != sha256:
             raise errors.RunError(f'{path} is missing or damaged; {again}')
-    return networks.openvino(os.path.join(folder, MODELS['int8']), layers, precision=precision)
+    with storage.local(folder) as here:
+        return networks.openvino(os.path.join(here, MODELS['int8']), layers, precision=precision)
 
 
 def _write(net, outputs, runtime: str, index, path: str) -> None:

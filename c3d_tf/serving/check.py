@@ -12,6 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import preprocess
 from c3d_tf.serving import warmup
 
@@ -44,7 +45,7 @@ def check(directory: str, *, rounds: int = 20, seconds: float = 60.0) -> dict:
       errors.RunError: the server would not take it, or a request failed; all else is printed before.
     """
     directory = _find(directory)
-    with open(os.path.join(directory, 'saved_model.pb'), 'rb') as file:
+    with storage.open(os.path.join(directory, 'saved_model.pb'), 'rb') as file:
         try:
             graphs = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
         except Exception as error:  # protobuf's own
@@ -84,10 +85,10 @@ def foreign(graph_def) -> list[str]:
 
 
 def _find(directory: str) -> str:
-    if os.path.exists(os.path.join(directory, 'saved_model.pb')):
+    if storage.exists(os.path.join(directory, 'saved_model.pb')):
         return directory
-    versions = [int(name) for name in os.listdir(directory) if name.isdigit()] if (
-        os.path.isdir(directory)) else []
+    versions = [int(name) for name in storage.listdir(directory) if name.isdigit()] if (
+        storage.isdir(directory)) else []
     if not versions:
         raise errors.UsageError(f'--check={directory}: no SavedModel; expected a folder that --mode=export '
                                 'wrote, with saved_model.pb in it')
@@ -108,10 +109,10 @@ def _sides(info) -> str:
 def _bytes(directory: str) -> dict[str, int]:
     """Returns the size of the graph, and of all files in each folder beside it."""
     found = collections.Counter()
-    for folder, _, names in os.walk(directory):
-        part = os.path.relpath(folder, directory).split(os.sep)[0]
+    for folder, _, names in storage.walk(directory):
+        part = storage.relpath(folder, directory).split(os.sep)[0]
         for name in names:
-            found['graph' if part == '.' else part] += os.path.getsize(os.path.join(folder, name))
+            found['graph' if part == '.' else part] += storage.getsize(os.path.join(folder, name))
     return dict(found)
 
 

@@ -16,6 +16,7 @@ from tensorflow_serving.apis import predict_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.data import clips
 from c3d_tf.data import preprocess
 
@@ -56,7 +57,7 @@ def read(directory: str) -> list[tuple[str, dict[str, np.ndarray]]]:
     path = os.path.join(directory, FILE)
     found = []
     try:
-        for record in tf.data.TFRecordDataset(path).as_numpy_iterator() if os.path.exists(path) else ():
+        for record in tf.data.TFRecordDataset(path).as_numpy_iterator() if storage.exists(path) else ():
             request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
             if not request.inputs:
                 raise ValueError(f'record {len(found)} holds no PredictRequest')

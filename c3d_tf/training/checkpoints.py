@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoints of a run: the newest one that can be read, and what a killed run left beside them."""
 
-import glob
 import os
 import re
-import shutil
 
 import tensorflow as tf
 
 from c3d_tf.common import console
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 
 _UNREADABLE = (tf.errors.OpError, IndexError)  # the latter for a file that is too short
 
@@ -28,10 +27,10 @@ def restore(checkpoint: tf.train.Checkpoint, folder: str, most: int) -> tf.train
     Raises:
       errors.RunError: there are checkpoints, and none can be read.
     """
-    for path in glob.glob(os.path.join(glob.escape(folder), 'ckpt-*_temp')):
-        shutil.rmtree(path)  # a checkpoint that was being written when its run was killed
-    for path in glob.glob(os.path.join(glob.escape(folder), 'checkpoint.tmp*')):
-        os.remove(path)
+    for path in storage.glob(os.path.join(storage.escape(folder), 'ckpt-*_temp')):
+        storage.rmtree(path)  # a checkpoint that was being written when its run was killed
+    for path in storage.glob(os.path.join(storage.escape(folder), 'checkpoint.tmp*')):
+        storage.remove(path)
     left = list(find(folder).values())
     damaged = []
     while left:
@@ -48,7 +47,7 @@ def restore(checkpoint: tf.train.Checkpoint, folder: str, most: int) -> tf.train
         # Damaged ones are kept, as those whose turn to go is next: it may have been the disk.
         every = damaged + left
         tf.compat.v1.train.update_checkpoint_state(folder, left[-1], every, all_model_checkpoint_timestamps=[
-            os.path.getmtime(f'{path}.index') for path in every], last_preserved_timestamp=0.0)
+            storage.getmtime(f'{path}.index') for path in every], last_preserved_timestamp=0.0)
     return tf.train.CheckpointManager(checkpoint, folder, most)
 
 
@@ -58,7 +57,7 @@ def find(folder: str) -> dict[int, str]:
     The folder says what is there: the list of it, a file named checkpoint, may be old or damaged, and
     TensorFlow takes a damaged one for none.
     """
-    paths = glob.glob(os.path.join(glob.escape(folder), 'ckpt-*.index'))
+    paths = storage.glob(os.path.join(storage.escape(folder), 'ckpt-*.index'))
     found = {int(match[1]): path.removesuffix('.index') for path in paths
              if (match := re.search(r'ckpt-(\d+)\.index$', path))}
     return dict(sorted(found.items()))

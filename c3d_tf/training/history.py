@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The curves of a run, read back from its TensorBoard events."""
 
-import glob
 import os
 
 import tensorflow as tf
+
+from c3d_tf.common import storage
 
 
 def read(workdir: str, name: str) -> tuple[list[int], list[float]]:
@@ -16,8 +17,9 @@ def read(workdir: str, name: str) -> tuple[list[int], list[float]]:
       name: a scalar's, e.g. 'loss'.
     """
     points = {}
-    folder = os.path.join(glob.escape(workdir), 'tensorboard', 'train')
-    for path in sorted(glob.glob(os.path.join(folder, 'events.out.tfevents.*'))):  # their names count up
+    folder = os.path.join(storage.escape(workdir), 'tensorboard', 'train')
+    # Their names count up.
+    for path in sorted(storage.glob(os.path.join(folder, 'events.out.tfevents.*'))):
         for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(serialized)
             for value in event.summary.value:

@@ -2,12 +2,11 @@
 """The state of a run of one worker or many: the chief writes and reads it, the others take it from the chief."""
 
 import contextlib
-import glob
 import os
-import shutil
 
 import tensorflow as tf
 
+from c3d_tf.common import storage
 from c3d_tf.training import checkpoints
 from c3d_tf.training import cluster as clusters
 from c3d_tf.training import trainer as trainers
@@ -40,9 +39,9 @@ class State:
         if not self._cluster.is_chief:
             return False
         # What the stand-in saved, where the chief was lost before it did; the index last, as it is what counts.
-        for path in sorted(glob.glob(os.path.join(glob.escape(self._spare), 'ckpt-*.*'))):
-            os.replace(path, os.path.join(self._folder, os.path.basename(path)))
-        shutil.rmtree(self._spare, ignore_errors=True)
+        for path in sorted(storage.glob(os.path.join(storage.escape(self._spare), 'ckpt-*.*'))):
+            storage.replace(path, os.path.join(self._folder, os.path.basename(path)))
+        storage.rmtree(self._spare, ignore_errors=True)
         self._manager = checkpoints.restore(self._trainer.checkpoint, self._folder, self._most)
         return bool(self._manager.latest_checkpoint)
 
@@ -60,7 +59,7 @@ class State:
         """Writes the state, on the chief, as that of `step` updates."""
         if self._cluster.is_chief:
             self._manager.save(checkpoint_number=step)
-            shutil.rmtree(self._spare, ignore_errors=True)
+            storage.rmtree(self._spare, ignore_errors=True)
 
     def go_back(self, step: int, every: int) -> int | None:
         """Gives all workers the weights of a checkpoint before a bad update, and lets them go on behind it.

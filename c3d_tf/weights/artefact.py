@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import os
-import shutil
 import zipfile
 
 import keras
@@ -17,6 +16,7 @@ import numpy as np
 
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import preprocess
 from c3d_tf.models import precisions
 
@@ -66,7 +66,7 @@ def save(path: str, artefact: Artefact) -> None:
                 raise error.__context__ from None
             raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            storage.rmtree(folder, ignore_errors=True)
 
 
 def load(path: str, *, precision: str = '', flag: str = '--weights') -> Artefact:
@@ -82,11 +82,17 @@ def load(path: str, *, precision: str = '', flag: str = '--weights') -> Artefact
     """
     if not path:
         raise errors.UsageError(f'{flag} is not set: expected a model.keras file that train wrote')
-    if not os.path.isfile(path):
+    if not storage.isfile(path):
         raise errors.UsageError(f'{flag}={path}: no such file; run --mode=train first, or give '
                                 'the model.keras of another run')
+    with storage.local(path) as here:
+        return _load(path, here, precision, flag)
+
+
+def _load(path: str, here: str, precision: str, flag: str) -> Artefact:
+    """Reads the file at the local path `here`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(here) as archive:
             members = {name: archive.read(name) for name in
                        (PREPROCESSING, MEAN, LABELS, PROVENANCE) if name in archive.namelist()}
     except zipfile.BadZipFile as error:
@@ -95,7 +101,7 @@ def load(path: str, *, precision: str = '', flag: str = '--weights') -> Artefact
         raise errors.UsageError(
             f'{flag}={path}: a .keras file without the preprocessing its network needs. Keras '
             'drops those members when a model is saved again: use the file that train wrote.')
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    model = keras.models.load_model(here, compile=False, safe_mode=True)
     for variable in model.variables:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             raise errors.UsageError(f'{flag}={path}: {variable.path} holds NaN or infinity; '
@@ -108,5 +114,5 @@ def load(path: str, *, precision: str = '', flag: str = '--weights') -> Artefact
         preprocessing=preprocess.Preprocessing.from_json(json.loads(members[PREPROCESSING]), mean),
         class_names=tuple(members[LABELS].decode().splitlines()),
         provenance=json.loads(members[PROVENANCE]),
-        sha256=files.sha256(path),
+        sha256=files.sha256(here),
     )

@@ -3,7 +3,6 @@
 
 import bz2
 import dataclasses
-import glob
 import io
 import math
 import os
@@ -15,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from c3d_tf.common import errors
+from c3d_tf.common import storage
 from c3d_tf.weights import caffe
 from c3d_tf.weights import pickles
 from c3d_tf.weights import torch
@@ -46,7 +46,11 @@ def read(path: str) -> Source:
       errors.UsageError: there is no such file, it is damaged, or holds more than arrays.
     """
     try:
-        return _read(path)
+        if _is_tf1(path):
+            return Source('tf1', _tf1(path))
+        _check_regular(path)
+        with storage.local(path) as here:  # what is mapped into memory stays
+            return _read(here)
     except Exception as error:  # damaged bytes make zipfile, h5py and numpy raise a dozen kinds
         raise errors.UsageError(f'--source={path}: {_words(error)}') from error
 
@@ -62,7 +66,7 @@ def read_mean(path: str) -> np.ndarray:
     """
     try:
         _check_regular(path)
-        with open(path, 'rb') as file:
+        with storage.open(path, 'rb') as file:
             data = file.read(_MOST + 1)
         if data.startswith(b'BZh'):
             data = bz2.BZ2Decompressor().decompress(data, _MOST + 1)
@@ -87,16 +91,17 @@ def _words(error: Exception) -> str:
 
 
 def _check_regular(path: str) -> None:
-    if not os.path.exists(path):
+    if not storage.exists(path):
         raise ValueError('no such file')
-    if not os.path.isfile(path):  # a pipe would wait for ever
+    if not storage.isfile(path):  # a pipe would wait for ever
         raise ValueError('not a file')
 
 
+def _is_tf1(path: str) -> bool:
+    return storage.isdir(path) or storage.isfile(f'{path}.index')
+
+
 def _read(path: str) -> Source:
-    if os.path.isdir(path) or os.path.isfile(f'{path}.index'):
-        return Source('tf1', _tf1(path))
-    _check_regular(path)
     with open(path, 'rb') as file:
         start = file.read(16)
     if start.startswith(b'\x89HDF\r\n\x1a\n'):
@@ -200,19 +205,19 @@ def _h5(path: str) -> dict[str, np.ndarray]:
 def _tf1(path: str) -> dict[str, np.ndarray]:
     import tensorflow as tf
 
-    if os.path.isdir(path):
+    if storage.isdir(path):
         prefix = tf.train.latest_checkpoint(path)
-        indices = glob.glob(os.path.join(glob.escape(path), '*.index'))
+        indices = storage.glob(os.path.join(storage.escape(path), '*.index'))
         if prefix is None and len(indices) != 1:
             raise ValueError(f'a folder with {len(indices)} checkpoints; name one without .index')
         path = prefix or indices[0].removesuffix('.index')
-    shards = glob.glob(f'{glob.escape(path)}.data-*')
+    shards = storage.glob(f'{storage.escape(path)}.data-*')
     for file in (f'{path}.index', *shards):
         _check_regular(file)
     try:
         reader = tf.train.load_checkpoint(path)
         shapes = reader.get_variable_to_shape_map()
-        if sum(map(math.prod, shapes.values())) > sum(map(os.path.getsize, shards)):
+        if sum(map(math.prod, shapes.values())) > sum(map(storage.getsize, shards)):
             raise ValueError('variables that are larger than the files; download them again')
         return {name: reader.get_tensor(name) for name in sorted(shapes)}
     except tf.errors.OpError as error:

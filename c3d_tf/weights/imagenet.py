@@ -2,12 +2,12 @@
 """`--weights=imagenet:NAME[:FILE]`: an ImageNet network of Keras as an artefact for features."""
 
 import json
-import os
 
 import numpy as np
 
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import preprocess
 from c3d_tf.models import imagenet
 from c3d_tf.weights import artefact
@@ -30,10 +30,11 @@ def load(weights: str, *, clip_length: int = 16, crop_size: int = 224,
       errors.UsageError: there is no such network or file.
     """
     name, _, path = weights.removeprefix(PREFIX).partition(':')
-    if path and not os.path.isfile(path):
+    if path and not storage.isfile(path):
         raise errors.UsageError(f'--weights={weights}: no such file as {path}')
     try:
-        model = imagenet.build(name, path, clip_length=clip_length, crop_size=crop_size, seed=seed)
+        with storage.local(path) as here:
+            model = imagenet.build(name, here, clip_length=clip_length, crop_size=crop_size, seed=seed)
     except ValueError as error:
         raise errors.UsageError(f'--weights={weights}: {error}') from error
     spec = preprocess.Preprocessing(
