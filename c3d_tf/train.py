@@ -139,8 +139,8 @@ def fit(
     step = int(trainer.step)
     curve = curves.Curve(workdir, step, total, trainer.rate, log_every)
     monitor = monitors.Monitor(
-        curve.writer, curve.folder, trainer, step, total, log_every=log_every, histograms=histograms,
-        profile=profile, class_names=index.class_names, mean=spec.mean)
+        curve, trainer, spec, index.class_names, step, total, log_every=log_every, histograms=histograms,
+        profile=profile)
     with _StopSignal() as stop, monitor:
         monitor.describe(records_dir, settings)
         while step < total and not _out_of_patience(recipe, trainer, steps_per_epoch):

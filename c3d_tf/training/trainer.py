@@ -106,7 +106,8 @@ class Trainer:
           [mean loss, hits, hits among the five best classes, clips] of the batch.
         """
         self._inner_optimizer().learning_rate.assign(self.rate(step))
-        sums, found = self._distributed_step(tf.constant(step, tf.int64), clips, labels, tf.constant(norms))
+        sums, found = self._distributed_step(
+            tf.constant(step, tf.int64), clips, labels, tf.constant(norms))
         if norms:
             self.norms = found
         self.step.assign(step + 1)
