@@ -36,10 +36,9 @@ def _prepare(f) -> str:
     prepare.prepare(
         dataset, f.records, frame_size=f.frame_size, frame_format=f.frame_format,
         clip_length=f.clip_length, clips_per_video=f.clips_per_video,
-        test_clips_per_video=f.test_clips_per_video, clip_seconds=f.clip_seconds,
-        seed=f.seed, max_failures=f.max_failures, num_workers=f.num_workers,
-        video_timeout=f.video_timeout, runner=f.runner, beam_options=tuple(f.beam_options),
-        overwrite=f.overwrite)
+        test_clips_per_video=f.test_clips_per_video, clip_seconds=f.clip_seconds, seed=f.seed,
+        max_failures=f.max_failures, num_workers=f.num_workers, video_timeout=f.video_timeout,
+        runner=f.runner, beam_options=tuple(f.beam_options), overwrite=f.overwrite)
     return f.records
 
 
