@@ -102,7 +102,8 @@ def evaluate(
     batches = pipeline.for_evaluation(part, spec, batch_size=batch_size, choice=clip_choice,
                                       count=num_clips, step=step, crops=crops, seed=seed)
     started = time.time()
-    described = 'fc6' if any(layer.name == 'fc6' for layer in net.model.layers) else 'last layer before fc8'
+    has_fc6 = any(layer.name == 'fc6' for layer in net.model.layers)
+    described = 'fc6' if has_fc6 else 'last layer before fc8'
     seen = None
     if min(embed, part.num_videos) > 1:
         seen = embedding.Seen(described, part.num_videos, embed, spec)
@@ -219,8 +220,8 @@ def _one_hot(labels: list[list[int]], classes: int) -> np.ndarray:
 
 
 def _scores(model, batches, part: records.Split, seen) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (softmax float32 [C, K], video int64 [C]) of every crop of every clip; shows all to `seen`, an
-    `embedding.Seen` or None."""
+    """Returns (softmax float32 [C, K], video int64 [C]) of every crop of every clip; shows all to `seen`,
+    an `embedding.Seen` or None."""
     described = model.get_layer('fc6').output if seen and seen.layer == 'fc6' else model.layers[-1].input
     both = keras.Model(model.input, [model.output, described])
 
@@ -255,7 +256,7 @@ def _read_scores(path: str) -> dict[str, np.ndarray]:
 
 def _report(arrays: dict[str, np.ndarray], workdir: str, protocol: dict, board: dict | None = None,
             **more) -> dict:
-    """Writes scores, picture, events (`board`: see `evaluation_board.write`) and numbers; says the numbers."""
+    """Writes scores, picture, events (`board`: see `evaluation_board.write`), numbers; says the numbers."""
     class_names = [str(name) for name in arrays['class_names']]
     result = metrics.summary(arrays['scores'], arrays['videos'], arrays['labels'])
     table = np.array(result['confusion'])

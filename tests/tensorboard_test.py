@@ -197,6 +197,6 @@ def test_in_a_browser(url):
         projector.get_by_text('Points: 12').wait_for()
         projector.get_by_text('fc6 of test').first.wait_for(state='attached')
         page.goto(f'{url}#hparams')
-        page.get_by_text('learning_rate').first.wait_for()
+        page.locator('tf-hparams-main').get_by_text('learning_rate').first.wait_for()
         page.goto(f'{url}#text')
-        page.get_by_text('--width=0.03').first.wait_for()
+        page.locator('tf-text-dashboard').get_by_text('--width=0.03').first.wait_for()

@@ -150,8 +150,8 @@ def project(folder: str, title: str, seen: Seen, table: list[list[str]]) -> None
 
 
 def compact(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns float32 [N, 3 … 50], the first principal components of float32 [N, K]; zeros for those that
-    there are not."""
+    """Returns float32 [N, 3 … 50], the first principal components of float32 [N, K]; zeros for those
+    that there are not."""
     size = min(DIMENSIONS, *features.shape)
     found = decomposition.PCA(size, random_state=seed).fit_transform(features)
     return np.pad(found, [(0, 0), (0, max(0, 3 - size))])  # the projector wants three

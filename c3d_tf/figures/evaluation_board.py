@@ -90,5 +90,5 @@ def _wrong_clips(wrong: list[mistakes.Mistake], clips: mistakes.Clips, names) ->
         shown.append(strips.Strip(caption, (np.stack(frames),)))
     if shown:
         tensorboard.clips(
-            'wrong_clips', shown, 0, 'The most confident mistakes: the label, and below it what the video '
-            'was taken for, with its score.', side=strips.SIDE)
+            'wrong_clips', shown, 0, 'The most confident mistakes: the label, and below it what the '
+            'video was taken for, with its score.', side=strips.SIDE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TensorBoard shows of a training beside its curves, cheap enough to leave on; a profiler's trace."""
+"""What TensorBoard shows of a training beside its curves, cheap enough to leave on; the profiler."""
 
 import contextlib
 import time
