@@ -24,7 +24,8 @@ from c3d_tf.weights import artefact
 
 DESCRIPTION = 'runtime.json'
 MODELS = {'onnx': 'model.onnx', 'openvino': 'model.xml', 'int8': 'model.xml'}
-_PACKAGES = {'onnx': ('onnx', 'tf2onnx', 'onnxruntime'), 'openvino': ('openvino',), 'int8': ('openvino', 'nncf')}
+_PACKAGES = {'onnx': ('onnx', 'tf2onnx', 'onnxruntime'), 'openvino': ('openvino',),
+             'int8': ('openvino', 'nncf')}
 TOLERANCE = 1e-4  # largest difference of a probability between the file in float32 and the Keras model
 
 
@@ -73,8 +74,10 @@ def export(net: artefact.Artefact, export_dir: str, *, runtime: str, layers: tup
         _write(net, outputs, runtime, index, path)
         compared = _compared(net, runtime, path, index, num_clips)
         np.save(os.path.join(temporary, 'mean.npy'), net.preprocessing.mean)
-        files.write_text(os.path.join(temporary, 'labels.txt'), ''.join(f'{name}\n' for name in net.class_names))
-        written = {name: files.sha256(os.path.join(temporary, name)) for name in sorted(os.listdir(temporary))}
+        files.write_text(os.path.join(temporary, 'labels.txt'),
+                         ''.join(f'{name}\n' for name in net.class_names))
+        written = {name: files.sha256(os.path.join(temporary, name))
+                   for name in sorted(os.listdir(temporary))}
         files.write_json(os.path.join(temporary, DESCRIPTION), {
             **described, 'version': number, 'sha256': written, 'compared': compared})
     target = os.path.join(export_dir, str(number))
@@ -101,7 +104,8 @@ def load(net: artefact.Artefact, layers, runtime: str, *, precision: str, export
       errors.UsageError: a package is missing, there is no such int8 network, or ONNX is asked for.
     """
     if runtime == 'onnx':
-        raise errors.UsageError('--runtime=onnx is for --mode=export; to run a network take tensorflow, openvino or int8')
+        raise errors.UsageError('--runtime=onnx is for --mode=export; to run a network take tensorflow, '
+                                'openvino or int8')
     if runtime == 'int8':
         return _open_int8(net, export_dir, layers, precision=precision)
     if runtime == 'openvino':
