@@ -94,6 +94,8 @@ class Curve:
             for name, value in values.items():
                 tf.summary.scalar(name, value)
         self._last |= values
+        if 'loss' not in self._last:
+            return  # a validation before the first step
         validation = self._last.get('val_accuracy')
         self._text = (f'loss {self._last["loss"]:.3f} · accuracy {self._last["accuracy"]:.3f} · '
                       + (f'val {validation:.3f} · ' if validation is not None else '')
