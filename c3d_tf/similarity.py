@@ -157,14 +157,13 @@ def make_pairs(
     return drawn
 
 
-@records.names_damage
 def labels_of_records(records_dir: str, split: str) -> dict[str, str]:
     """Returns media id → class of a split's videos with exactly one label."""
     from c3d_tf.data import pipeline  # TensorFlow, which nothing else here needs
     from c3d_tf.data import records
 
     index = records.read_index(records_dir)
-    names, labels = pipeline.read_labels(index.split(split))
+    names, labels = records.names_damage(lambda _: pipeline.read_labels(index.split(split)))(records_dir)
     return {name: index.class_names[own[0]] for name, own in zip(names, labels) if len(own) == 1}
 
 
