@@ -2,6 +2,8 @@
 import os
 import subprocess
 
+import pytest
+
 from c3d_tf.common import files
 
 
@@ -34,3 +36,12 @@ def test_a_file_is_complete_or_absent(tmp_path):
     except KeyboardInterrupt:
         pass
     assert files.read_json(str(path)) == {'a': 'ü'} and len(list(path.parent.iterdir())) == 1
+
+
+def test_errors_while_writing_have_a_name(tmp_path):
+    path = str(tmp_path / 'x')
+    with pytest.raises(OSError, match=f'{path} cannot be written: .*No space left'):
+        with files.replacing(path), open('/dev/full', 'w') as full:
+            full.write('x')
+    with pytest.raises(BrokenPipeError), files.replacing(path):
+        raise BrokenPipeError

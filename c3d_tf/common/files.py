@@ -43,7 +43,7 @@ def naming(path: str):
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and not isinstance(error, ConnectionError):  # such as `| head` makes
             raise OSError(f'{path} cannot be written: {error}') from error
         raise
 

@@ -5,7 +5,6 @@ import csv
 import math
 import os
 import re
-import urllib.parse
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -145,8 +144,7 @@ def sports1m(*, videos, lists, **_) -> tuple[tuple[str, ...], list[Row]]:
     rows, found = [], 0
     for split in ('train', 'test'):
         for url, text in _read_pairs(os.path.join(lists, f'{split}_partition.txt')):
-            match = re.search(r'[?&]v=([^&#]+)', url)
-            identity = urllib.parse.unquote(match[1]) if match else ''
+            identity = (re.findall(r'[?&]v=([^&#]+)', url) or [''])[0]
             if not identity or not re.fullmatch(r'\d{1,6}(,\d{1,6})*', text):
                 raise errors.UsageError(f'{split}_partition.txt: expected `URL?v=ID label,label…`, '
                                         f'got {url!r} {text!r}')
