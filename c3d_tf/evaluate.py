@@ -102,8 +102,10 @@ def evaluate(
     batches = pipeline.for_evaluation(part, spec, batch_size=batch_size, choice=clip_choice,
                                       count=num_clips, step=step, crops=crops, seed=seed)
     started = time.time()
-    layer = 'fc6' if any(one.name == 'fc6' for one in net.model.layers) else 'last layer before the classes'
-    seen = embedding.Seen(layer, part.num_videos, embed, spec.mean) if min(embed, part.num_videos) > 1 else None
+    described = 'fc6' if any(layer.name == 'fc6' for layer in net.model.layers) else 'last layer before fc8'
+    seen = None
+    if min(embed, part.num_videos) > 1:
+        seen = embedding.Seen(described, part.num_videos, embed, spec)
     scores, videos = _scores(net.model, batches, part, seen)
     if crops != 'centre':  # a clip is counted once: with the mean of its crops
         views = {'three': 3, 'ten': 10}[crops]
@@ -216,8 +218,9 @@ def _one_hot(labels: list[list[int]], classes: int) -> np.ndarray:
     return table
 
 
-def _scores(model, batches, part: records.Split, seen: embedding.Seen | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (softmax float32 [C, K], video int64 [C]) of every crop of every clip; shows them to `seen`."""
+def _scores(model, batches, part: records.Split, seen) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (softmax float32 [C, K], video int64 [C]) of every crop of every clip; shows all to `seen`, an
+    `embedding.Seen` or None."""
     described = model.get_layer('fc6').output if seen and seen.layer == 'fc6' else model.layers[-1].input
     both = keras.Model(model.input, [model.output, described])
 
@@ -252,8 +255,7 @@ def _read_scores(path: str) -> dict[str, np.ndarray]:
 
 def _report(arrays: dict[str, np.ndarray], workdir: str, protocol: dict, board: dict | None = None,
             **more) -> dict:
-    """Writes scores, picture, TensorBoard's events (`board`: see `evaluation_board.write`) and numbers; says
-    the numbers."""
+    """Writes scores, picture, events (`board`: see `evaluation_board.write`) and numbers; says the numbers."""
     class_names = [str(name) for name in arrays['class_names']]
     result = metrics.summary(arrays['scores'], arrays['videos'], arrays['labels'])
     table = np.array(result['confusion'])

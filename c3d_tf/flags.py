@@ -197,10 +197,10 @@ class Flags:
             'others at the start', lower_bound=1.0)
         add('train', integer, 'checkpoint_every', 1000, 'steps between two checkpoints', lower_bound=1)
         add('train', integer, 'log_every', 50, "steps between two points of the curves", lower_bound=1)
-        add('train', integer, 'histograms', 0, 'steps between two histograms of all weights in TensorBoard; 0: '
-            'none', lower_bound=0)
-        add('train', integer, 'profile', 0, "steps of which a profiler's trace is written, after a few to warm "
-            'up; 0: none', lower_bound=0)
+        add('train', integer, 'histograms', 0, 'steps between two histograms of all weights in TensorBoard; '
+            '0: none', lower_bound=0)
+        add('train', integer, 'profile', 0, "steps of which a profiler's trace is written, after a few to "
+            'warm up; 0: none', lower_bound=0)
         add('train', enum, 'watch', '', 'a split that is scored after each epoch for its curve alone: it '
             'chooses nothing', enum_values=['', 'test'])
 
@@ -261,8 +261,8 @@ class Flags:
             'object of most of their frames')
         add('svm', listed, 'pca', ['10', '50', '100', '200', '500'], 'dimensions of the accuracy curve; '
             'empty: none')
-        add('svm evaluate', integer, 'embed', 2000, "clips in the t-SNE figure and TensorBoard's projector; for "
-            'evaluate: videos in the projector; 0: none', lower_bound=0)
+        add('svm evaluate', integer, 'embed', 2000, "clips in the t-SNE figure and the projector; for evaluate: "
+            "videos in TensorBoard's projector; 0: none", lower_bound=0)
 
         add('similarity', string, 'pairs', '', 'CSV with the header a,b,same,fold, or View2.mat of '
             'ASLAN; empty: drawn from the labels of --records or --dataset and written to pairs.csv in '

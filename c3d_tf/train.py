@@ -171,8 +171,8 @@ def fit(
     step = int(trainer.step)
     curve = curves.Curve(folder, step, total, trainer.rate, log_every)
     monitor = monitors.Monitor(
-        curve.writer, curve.folder, trainer, step, total, log_every=log_every, histograms=histograms,
-        profile=profile, class_names=index.class_names, mean=spec.mean)
+        curve, trainer, spec, index.class_names, step, total, log_every=log_every, histograms=histograms,
+        profile=profile)
     with stopping.StopSignal() as stop, state.saved_when_lost(), curve, monitor:
         monitor.describe(records_dir, settings)
         if step and (step % steps_per_epoch == 0 or step == total) and cluster.count > 1:

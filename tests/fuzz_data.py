@@ -9,6 +9,7 @@ JSON with what was counted.
 
 import collections
 import faulthandler
+import io
 import json
 import pathlib
 import random
@@ -92,6 +93,20 @@ def _lists(folder):
 
 def lists(folder):
     return list(_lists(folder)), errors.UsageError, ['lists', 'inputs', 'pairs', 'samples']
+
+
+def matrices(folder):
+    import numpy as np
+    import scipy.io
+
+    from c3d_tf.data import pairs
+
+    targets = []
+    for compressed in (False, True):
+        file = io.BytesIO()
+        scipy.io.savemat(file, {'action_splits_pairs': np.ones((4, 5, 2))}, do_compression=compressed)
+        targets.append(({'View2.mat': file.getvalue()}, lambda: len(pairs.read(str(folder / 'View2.mat')).a)))
+    return targets, errors.UsageError, ['pairs']
 
 
 def videos(folder):

@@ -33,7 +33,8 @@ def test_mutants(kind, count, tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize('kind, count', [('lists', 30_000), ('videos', 15_000), ('records', 5_000)])
+@pytest.mark.parametrize('kind, count', [('lists', 30_000), ('videos', 15_000), ('records', 5_000),
+                                         ('matrices', 300)])
 def test_many_mutants(kind, count, tmp_path):
     _fuzz(kind, count, tmp_path / 'fuzz', seed=1)
     _fuzz(kind, 1_000, tmp_path / 'traced', 'trace', seed=2)

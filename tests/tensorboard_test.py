@@ -195,7 +195,7 @@ def test_in_a_browser(url):
         page.goto(f'{url}#projector')
         projector = page.frame_locator('iframe').frame_locator('iframe')
         projector.get_by_text('Points: 12').wait_for()
-        projector.get_by_text('fc6 of test').first.wait_for()
+        projector.get_by_text('fc6 of test').first.wait_for(state='attached')
         page.goto(f'{url}#hparams')
         page.get_by_text('learning_rate').first.wait_for()
         page.goto(f'{url}#text')

@@ -7,6 +7,9 @@ A CSV with the header `a,b,same,fold`, ASLAN's own View2.mat, or drawn from labe
 import collections
 import csv
 import dataclasses
+import io
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +21,8 @@ from c3d_tf.common import storage
 COLUMNS = ('a', 'b', 'same', 'fold')
 CLASSES = ('class_a', 'class_b')  # columns that may follow; with them leaks are found
 _ASLAN = 'action_splits_pairs'  # the matrix in View2.mat
+_LOAD = ('import sys, numpy, scipy.io; numpy.save(sys.stdout.buffer, numpy.nan_to_num(numpy.asarray('
+         'scipy.io.loadmat(sys.argv[1])[sys.argv[2]], float)))')
 _VIDEOS_PER_CLASS = 50  # of a fold's candidates, so that all pairs of them fit into memory
 
 
@@ -174,16 +179,17 @@ def _read_csv(path: str) -> Pairs:
 
 def _read_mat(path: str) -> Pairs:
     """Reads View2.mat: 600 pairs x (id, id, same, action, action) x 10 splits, as its ReadMe says."""
-    from scipy import io  # it is needed for this file alone
-
-    try:
-        matrix = io.loadmat(path)[_ASLAN]
-        pairs, columns, folds = matrix.shape
-        if columns != 5 or not np.isin(matrix[:, 2], (0, 1)).all():
-            raise ValueError(f'its shape is {matrix.shape}')
-    except (io.matlab.MatReadError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    # SciPy's reader ends the process on some damaged files, so it gets one of its own.
+    with storage.local(path) as copy:
+        done = subprocess.run([sys.executable, '-c', _LOAD, copy, _ASLAN], capture_output=True)
+    reason = done.stderr.decode(errors='replace').strip().split('\n')[-1] or 'the reader crashed'
+    if not done.returncode:
+        matrix = np.load(io.BytesIO(done.stdout), allow_pickle=False)
+        reason = f'its shape is {matrix.shape}'
+    if done.returncode or matrix.ndim != 3 or matrix.shape[1] != 5 or not np.isin(matrix[:, 2], (0, 1)).all():
         raise errors.UsageError(f'--pairs={path}: expected ASLAN\'s View2.mat with a matrix {_ASLAN} of '
-                                f'(pairs, 5, folds) ({error}); of another file make a CSV') from error
+                                f'(pairs, 5, folds) ({reason}); of another file make a CSV')
+    pairs, _, folds = matrix.shape
     rows = matrix.transpose(2, 0, 1).reshape(-1, 5).astype(int)
     a, b = (tuple(f'{i:04d}' for i in column) for column in rows[:, :2].T)
     return Pairs(a, b, rows[:, 2] == 1, tuple(str(i + 1) for i in np.repeat(np.arange(folds), pairs)),

@@ -55,6 +55,12 @@ class Preprocessing:
         return cls(tuple(values['frame_size']), values['crop_size'], values['clip_length'],
                    values['stride'], mean, values.get('short', 'loop'))  # early files had no 'short'
 
+    def shown(self, clips: np.ndarray) -> np.ndarray:
+        """Returns uint8 […, 3] to look at, of float32 […, 3] that the network gets: one colour is added for
+        the mean, so the trace of a mean volume stays."""
+        colour = self.mean.mean(axis=(0, 1, 2)) if self.mean.ndim == 4 else self.mean
+        return np.rint(np.clip(clips + colour, 0, 255)).astype(np.uint8)
+
     def __str__(self):
         mean = self.mean
         if mean.ndim == 4:

@@ -16,6 +16,7 @@ from tensorboard.plugins import projector
 from c3d_tf.common import console
 from c3d_tf.common import files
 from c3d_tf.common import storage
+from c3d_tf.data import preprocess
 from c3d_tf.data import samples as sampling
 from c3d_tf.data import sources
 from c3d_tf.data import video
@@ -38,20 +39,19 @@ class Seen:
       thumbnails: uint8 [N, 48, 48, 3], the middle frame of a video's first clip.
     """
 
-    def __init__(self, layer: str, videos: int, most: int, mean: np.ndarray):
+    def __init__(self, layer: str, videos: int, most: int, spec: preprocess.Preprocessing):
         """Chooses up to `most` of them, evenly.
 
         Args:
           layer: what the descriptor is.
           videos: how many there are.
           most: how many are kept.
-          mean: float32, what was subtracted from the clips.
+          spec: what was done to the clips.
         """
         self.layer = layer
         self.chosen = np.linspace(0, videos - 1, min(most, videos)).round().astype(int)
         self.thumbnails = np.full((len(self.chosen), THUMBNAIL, THUMBNAIL, 3), 128, np.uint8)
-        self._mean = mean.mean(axis=(0, 1, 2)) if mean.ndim == 4 else mean
-        self._sums = None
+        self._spec, self._sums = spec, None
 
     def add(self, videos: np.ndarray, features: np.ndarray, clips: np.ndarray) -> None:
         """Takes a batch: video int64 [B], descriptors float32 [B, K], clips float32 [B, T, S, S, 3]."""
@@ -61,8 +61,7 @@ class Seen:
         for row in np.flatnonzero(np.isin(videos, self.chosen)):
             place = places[row]
             if not self._sums[place].any():
-                frame = np.rint(np.clip(clips[row, clips.shape[1] // 2] + self._mean, 0, 255)).astype(np.uint8)
-                self.thumbnails[place] = _thumbnail(frame)
+                self.thumbnails[place] = _thumbnail(self._spec.shown(clips[row, clips.shape[1] // 2]))
             self._sums[place] += features[row]
 
     def features(self) -> np.ndarray:
@@ -151,7 +150,8 @@ def project(folder: str, title: str, seen: Seen, table: list[list[str]]) -> None
 
 
 def compact(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns float32 [N, 3 … 50]: the first principal components of float32 [N, K], zeros where it has none."""
+    """Returns float32 [N, 3 … 50], the first principal components of float32 [N, K]; zeros for those that
+    there are not."""
     size = min(DIMENSIONS, *features.shape)
     found = decomposition.PCA(size, random_state=seed).fit_transform(features)
     return np.pad(found, [(0, 0), (0, max(0, 3 - size))])  # the projector wants three
@@ -165,7 +165,8 @@ def tsne(features: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
       seed: of both.
     """
     found = compact(features, seed)
-    model = manifold.TSNE(perplexity=min(PERPLEXITY, (len(features) - 1) / 3), random_state=seed, init='pca')
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    model = manifold.TSNE(perplexity=perplexity, random_state=seed, init='pca')
     return found, model.fit_transform(found)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation in TensorBoard: its numbers, what was taken for what, the clips that misled, fc6's points."""
+"""An evaluation in TensorBoard: numbers, what is taken for what, clips that misled, points of fc6."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def write(
       confusion: the picture of the confusion matrix, a PNG.
       index: the evaluated records; None where they are not known, as of fused scores.
       seen: the videos of the projector, of two or more; None for none.
-      settings: of the training, where it was one of ours: the evaluation joins its line in the tab HParams.
+      settings: of the training, where it was one of ours: the evaluation joins its line in HParams.
     """
     folder = os.path.join(workdir, tensorboard.FOLDER, 'evaluate')
     storage.rmtree(folder, ignore_errors=True)
@@ -54,12 +54,12 @@ def write(
             tf.summary.scalar(name, result[name])
         with storage.open(confusion, 'rb') as file:
             tensorboard.pictures('confusion', [file.read()], 0)
-        for name, draw in (
-                ('class_accuracy', lambda to: plots.classes(result['per_class'], to, title='Accuracy by class')),
-                ('taken_for', lambda to: plots.taken_for(table, names, to, title='What each class is taken for'))):
-            png = io.BytesIO()
-            draw(png)
-            tensorboard.pictures(name, [png.getvalue()], 0)
+        png = io.BytesIO()
+        plots.classes(result['per_class'], png, title='Accuracy by class')
+        tensorboard.pictures('class_accuracy', [png.getvalue()], 0)
+        png = io.BytesIO()
+        plots.taken_for(table, names, png, title='What each class is taken for')
+        tensorboard.pictures('taken_for', [png.getvalue()], 0)
         wrong = mistakes.find(arrays)[:WRONG]
         if wrong and index is not None:
             _wrong_clips(wrong, mistakes.Clips(index, result['protocol'], len(arrays['videos'])), names)
@@ -68,7 +68,8 @@ def write(
             tensorboard.recipe(settings)
     writer.close()
     if seen is not None:
-        best = metrics.video_scores(arrays['scores'], arrays['videos'], len(arrays['names'])).argmax(axis=1)
+        scores = metrics.video_scores(arrays['scores'], arrays['videos'], len(arrays['names']))
+        best = scores.argmax(axis=1)
         rows = [['class', 'taken_for', 'right', 'video']]
         for video in seen.chosen:
             own = np.flatnonzero(arrays['labels'][video])
@@ -83,9 +84,11 @@ def _wrong_clips(wrong: list[mistakes.Mistake], clips: mistakes.Clips, names) ->
         if isinstance(moving, Exception):
             continue  # the report names it
         with Image.open(io.BytesIO(moving.animation)) as pages:
-            frames = np.stack([np.asarray(page.convert('RGB')) for page in ImageSequence.Iterator(pages)])
+            frames = [np.asarray(page.convert('RGB')) for page in ImageSequence.Iterator(pages)]
         label, taken = ', '.join(names[i] for i in one.labels), one.top[0]
-        shown.append(strips.Strip(f'true: {label}\nsaid: {names[taken]} {one.score[taken]:.2f}', (frames,)))
+        caption = f'true: {label}\nsaid: {names[taken]} {one.score[taken]:.2f}'
+        shown.append(strips.Strip(caption, (np.stack(frames),)))
     if shown:
-        tensorboard.clips('wrong_clips', shown, 0, 'The most confident mistakes: the label, and below it what the '
-                                                   'video was taken for, with its score.')
+        tensorboard.clips(
+            'wrong_clips', shown, 0, 'The most confident mistakes: the label, and below it what the video '
+            'was taken for, with its score.', side=strips.SIDE)

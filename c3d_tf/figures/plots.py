@@ -61,7 +61,9 @@ def classes(rows, path, *, title: str, most: int = 60) -> None:
     picture.savefig(path, dpi=100, format='png')
 
 
-def taken_for(matrix: np.ndarray, class_names, path, *, title: str, most: int = 24, bars: int = 4) -> None:
+def taken_for(
+    matrix: np.ndarray, class_names, path, *, title: str, most: int = 24, bars: int = 4
+) -> None:
     """Draws for each class what its videos were taken for, the class with the most mistakes first.
 
     Args:
@@ -77,22 +79,22 @@ def taken_for(matrix: np.ndarray, class_names, path, *, title: str, most: int = 
     shown = present[np.argsort(share[present, present], kind='stable')][:most]
     columns = min(2, len(shown))
     lines = -(-len(shown) // columns)
-    picture = figure.Figure(figsize=(3.6 * columns, 0.7 + (0.45 + 0.22 * bars) * lines), layout='constrained')
+    size = 3.6 * columns, 0.7 + (0.45 + 0.22 * bars) * lines
+    picture = figure.Figure(figsize=size, layout='constrained')
     for number, true in enumerate(shown):
         axes = picture.add_subplot(lines, columns, number + 1)
         best = np.argsort(-matrix[true], kind='stable')[:bars]
+        best = best[matrix[true, best] > 0]
         drawn = axes.barh(range(len(best)), share[true, best],
                           color=['#5a9367' if guess == true else '#c0504d' for guess in best])
-        axes.bar_label(drawn, [f'{matrix[true, guess]}' if matrix[true, guess] else '' for guess in best],
-                       padding=3, fontsize=8)
-        axes.set_yticks(range(len(best)), [class_names[guess] if matrix[true, guess] else '' for guess in best],
-                        fontsize=8)
+        axes.bar_label(drawn, matrix[true, best], padding=3, fontsize=8)
+        axes.set_yticks(range(len(best)), [class_names[guess] for guess in best], fontsize=8)
         axes.tick_params(left=False)
         axes.invert_yaxis()
         axes.set(xlim=(0, 1.12), xticks=[], ylim=(bars - 0.5, -0.5))
         axes.set_title(class_names[true], fontsize=10, loc='left', fontweight='bold')
         axes.spines[['top', 'right', 'bottom']].set_visible(False)
-    picture.suptitle(title + (f', the worst {most} of {len(present)} classes' if len(present) > most else ''))
+    picture.suptitle(title + (f', the worst {most} of {len(present)}' if len(present) > most else ''))
     picture.savefig(path, dpi=100, format='png')
 
 

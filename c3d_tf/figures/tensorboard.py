@@ -17,7 +17,7 @@ from c3d_tf.common import files
 from c3d_tf.figures import strips
 
 FOLDER = 'tensorboard'
-SIDE = 112  # of a frame in pixels, at least: TensorBoard enlarges, and large GIFs take seconds to make
+SIDE = 112  # of a frame in pixels, at least: TensorBoard enlarges, and larger GIFs take longer to make
 
 
 def pictures(name: str, encoded: list[bytes], step: int, description: str = '') -> None:
@@ -28,10 +28,12 @@ def pictures(name: str, encoded: list[bytes], step: int, description: str = '') 
                      metadata.create_summary_metadata(None, description))
 
 
-def clips(name: str, shown: list[strips.Strip], step: int, description: str = '') -> None:
-    """Writes clips as one moving picture, each below its caption."""
+def clips(
+    name: str, shown: list[strips.Strip], step: int, description: str, *, side: int = SIDE
+) -> None:
+    """Writes clips as one moving picture, each below its caption; `side`: see `strips.animation`."""
     content = io.BytesIO()
-    strips.animation(content, shown, side=SIDE)
+    strips.animation(content, shown, side=side)
     pictures(name, [content.getvalue()], step, description)
 
 
@@ -56,5 +58,5 @@ def recipe(settings: dict) -> None:
     """
     values = {name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
               for name, value in settings.items() if name != 'files'}
-    # Not TensorBoard's own name of the line: it differs between a tuple and the list that JSON gives back.
+    # TensorBoard's own name of the line would differ between 1.0 and the 1 that JSON may give back.
     hparams.hparams(values, trial_id=files.text_hash(json.dumps(values, sort_keys=True))[:16])

@@ -81,7 +81,8 @@ class Curve:
         values = dict(more)
         if self._steps:
             self.check()
-            losses, hits, among_five, clips = np.array([[float(x) for x in row[:4]] for row in self._steps]).T
+            rows = np.array([[float(x) for x in row[:4]] for row in self._steps])
+            losses, hits, among_five, clips = rows.T
             now = time.monotonic()
             values |= {'loss': float(losses.mean()), 'accuracy': float(hits.sum() / clips.sum()),
                        'hit@5': float(among_five.sum() / clips.sum()),

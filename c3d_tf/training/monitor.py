@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training shows in TensorBoard beside its curves, cheap enough to leave on, and a trace of it."""
+"""What TensorBoard shows of a training beside its curves, cheap enough to leave on; a profiler's trace."""
 
 import contextlib
 import time
@@ -7,8 +7,10 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from c3d_tf.data import preprocess
 from c3d_tf.figures import strips
 from c3d_tf.figures import tensorboard
+from c3d_tf.training import curve as curves
 from c3d_tf.training import recipe as recipes
 from c3d_tf.training import trainer as trainers
 
@@ -23,26 +25,23 @@ class Monitor:
     It looks and never touches: the weights of a run are the same with any of its arguments.
     """
 
-    def __init__(self, writer: tf.summary.SummaryWriter, folder: str, trainer: trainers.Trainer, first: int,
-                 total: int, *, log_every: int, histograms: int, profile: int, class_names, mean: np.ndarray):
+    def __init__(self, curve: curves.Curve, trainer: trainers.Trainer, spec: preprocess.Preprocessing,
+                 class_names, first: int, total: int, *, log_every: int, histograms: int, profile: int):
         """Makes one.
 
         Args:
-          writer: of the run's curves.
-          folder: its folder; traces go below it.
+          curve: of the run; its writer is used, and traces go below its folder.
           trainer: the network.
+          spec: what was done to the clips.
+          class_names: by label.
           first, total: the step the run goes on from, and its steps in all.
           log_every: steps between two points of the norms.
           histograms: steps between two histograms of all weights; 0: none.
           profile: steps to trace; 0: none.
-          class_names: by label.
-          mean: float32, what was subtracted from the clips.
         """
-        self._writer, self._folder, self._trainer, self._total = writer, folder, trainer, total
+        self._writer, self._folder = curve.writer, curve.folder
+        self._trainer, self._spec, self._names, self._total = trainer, spec, class_names, total
         self._every, self._histograms = log_every, histograms
-        self._names = class_names
-        # One colour: so a clip shows what the network gets, with the mean volume's trace in it.
-        self._mean = mean.mean(axis=(0, 1, 2)) if mean.ndim == 4 else mean
         self._layers = {}  # layer → columns of the norms
         for column, variable in enumerate(trainer.model.trainable_variables):
             self._layers.setdefault(variable.path.split('/')[0], []).append(column)
@@ -96,9 +95,10 @@ class Monitor:
 
     def _write_clips(self, step: int, clips: np.ndarray, labels: np.ndarray) -> None:
         before = time.monotonic()
-        frames = np.rint(np.clip(clips + self._mean, 0, 255)).astype(np.uint8)
-        tensorboard.clips('clips', [strips.Strip(self._names[label], (own,)) for own, label in zip(frames, labels)],
-                          step, 'The first clips of the batch, as they reach the network, with their labels.')
+        shown = [strips.Strip(self._names[label], (frames,))
+                 for frames, label in zip(self._spec.shown(clips), labels)]
+        tensorboard.clips('clips', shown, step,
+                          'The first clips of the batch, as they reach the network, with their labels.')
         now = time.monotonic()
         # Each time after twice as long: TensorBoard shows ten, and a run of weeks leaves megabytes.
         self._next_clips = max(now + (now - before) / SHARE, 2 * now - self._started)
