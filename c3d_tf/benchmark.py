@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from c3d_tf.benchmarks import videos
 from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import files
+from c3d_tf.common import storage
 from c3d_tf.data import datasets
 from c3d_tf.data import inputs
 from c3d_tf.data import pipeline
@@ -79,9 +79,8 @@ def benchmark(
     unknown = set(only) - STAGES.keys()
     if unknown:
         raise errors.UsageError(f'--stages={",".join(sorted(unknown))}: expected {", ".join(STAGES)}')
-    os.makedirs(workdir, exist_ok=True)
     results = {}
-    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+    with storage.scratch(workdir) as scratch:
         for name, stage in STAGES.items():
             if only and name not in only:
                 continue
@@ -113,8 +112,7 @@ def runtime_table(workdir: str, *, videos_given: str = '', weights: str = '', ba
       row, 'hours_for_ucf101' at that rate}]}, C3D's rows first.
     """
     rows = []
-    os.makedirs(workdir, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+    with storage.scratch(workdir) as scratch:
         weights = weights or network.random_weights(scratch)
         given = videos_given or os.path.dirname(videos.avi_files(scratch, TABLE_VIDEOS, FEATURE_FRAMES)[0])
         paths = [video.path for video in inputs.find(given, size=(128, 171))[1]]

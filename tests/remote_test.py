@@ -5,10 +5,12 @@ the refusal of what nothing serves."""
 import builtins
 import glob
 import io
+import json
 import os
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -16,6 +18,7 @@ from c3d_tf import main
 from c3d_tf.common import files
 from c3d_tf.common import locks
 from c3d_tf.common import storage
+from c3d_tf.data import descriptors
 
 TINY = ['--width=0.03', '--crop_size=32', '--clip_length=8', '--batch_size=4', '--steps=2', '--log_every=1']
 
@@ -153,3 +156,13 @@ def test_two_processes_do_not_share_a_lock_for_long():
         assert not one.owns('a')
         one.release('a')
         assert not other.free(locks.digest('a'))
+
+
+def test_descriptors_below_a_folder_are_cleared():
+    for name in ('a/b/x', 'y'):
+        with files.replacing(f'ram://clear/{name}.npz') as temporary:
+            with open(temporary, 'wb') as file:
+                np.savez(file, protocol=json.dumps({'made_by': 'c3d_tf features'}))
+    files.write_text('ram://clear/a/notes.txt', 'not ours')
+    descriptors.clear('ram://clear/')
+    assert [names for _, _, names in storage.walk('ram://clear')] == [[], ['notes.txt'], []]

@@ -78,6 +78,12 @@ def local(path: str):
         yield here
 
 
+def scratch(folder: str) -> tempfile.TemporaryDirectory:
+    """Returns a local folder for a while: in this one, where it is local."""
+    makedirs(folder)
+    return tempfile.TemporaryDirectory(dir=None if scheme(folder) else folder)
+
+
 def exists(path: str) -> bool:
     return remote.call('exists', path) if scheme(path) else os.path.exists(path)
 

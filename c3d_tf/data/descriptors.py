@@ -255,6 +255,7 @@ class _Pool:
 
 def clear(output: str) -> None:
     """Deletes descriptors of this project in the folder, and the folders that are empty then."""
+    output = storage.normpath(output)  # without a slash at its end, at which the way up stops
     for folder, _, names in storage.walk(output, topdown=False):
         ours = [name for name in names if name.endswith('.npz') and _is_ours(os.path.join(folder, name))]
         if folder == output and HDF5 in names:
