@@ -310,7 +310,7 @@ def _next(f) -> list[str]:
     if f.mode[-1] == 'export' and f.runtime != 'tensorflow':
         return ['  docs/runtimes.md says how to use it']
     if f.mode[-1] == 'export':
-        return [f'  {door} --mode=export --check={f.export_dir}/N', '  export/README.md has the server and a client']
+        return [f'  {door} --mode=export --check={f.export_dir}', '  export/README.md has the server and a client']
     lines = [f'  {door} --mode=predict --workdir={f.workdir} --input=VIDEO']
     if f.mode[-1] == 'train':
         lines.insert(0, f'  {door} --mode=evaluate --records={f.records} --workdir={f.workdir}')

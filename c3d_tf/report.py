@@ -89,7 +89,7 @@ def report(workdir: str, *, records_dir: str = '') -> str:
         console.say(f'report: {path} is up to date')
         return path
     files.write_text(path, text)
-    console.say(f'report: wrote {path} ({len(text) / 1e6:.1f} MB)')
+    console.say(f'report: wrote {path} ({len(text) / 1e3:,.0f} kB)')
     return path
 
 

@@ -106,8 +106,8 @@ def fit(
         trainer = trainers.Trainer(
             recipe, lambda: recipe.network(len(index.class_names)), total, strategy,
             _class_weights(recipe, index, split, per_record),
-            pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=0, seed=recipe.seed,
-                                  **recipe.choices()).take(CALIBRATION_BATCHES), cluster.count)
+            lambda: pipeline.for_training(split, spec, batch_size=recipe.batch_size, epoch=0, seed=recipe.seed,
+                                          **recipe.choices()).take(CALIBRATION_BATCHES), cluster.count)
     except ValueError as error:
         raise errors.UsageError(str(error)) from error
     except tf.errors.OpError as error:  # the workers have the same weights from the start

@@ -182,7 +182,7 @@ def test_statistics_of_batch_normalisation_fit_the_final_weights(options):
     labels = rng.integers(3, size=24).astype(np.int32)
     batches = tf.data.Dataset.from_tensor_slices((clips, labels)).batch(16)  # 16 and 8
     trainer = trainers.Trainer(recipes.Recipe(learning_rate=0.01, **options), _normalised, 4,
-                               tf.distribute.get_strategy(), calibration=batches)
+                               tf.distribute.get_strategy(), calibration=lambda: batches)
     for step in range(4):
         trainer.train_step(step, clips[:16], labels[:16])
     last = trainer.model.get_weights()

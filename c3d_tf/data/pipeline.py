@@ -49,7 +49,7 @@ def for_training(
       split: the records.
       spec: sizes and mean.
       batch_size: clips a step over all replicas; the last batch of the epoch may be smaller.
-      epoch: with `seed` decides the order and every random choice.
+      epoch: with `seed` decides every random choice, and with TensorFlow's global seed the order.
       choice: 'random', one clip from anywhere in each record; or 'all', every clip of a list of clips
         that follow one another, as the paper cuts UCF101.
       skip: batches at the start of the epoch that an earlier run has used already.

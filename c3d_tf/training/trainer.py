@@ -30,7 +30,7 @@ class Trainer:
 
     def __init__(self, recipe, make_model: Callable[[], keras.Model], total: int,
                  strategy: tf.distribute.Strategy, class_weights: np.ndarray | None = None,
-                 calibration: tf.data.Dataset | None = None, workers: int = 1):
+                 calibration: Callable[[], tf.data.Dataset] | None = None, workers: int = 1):
         """Builds both under the strategy.
 
         Args:
@@ -39,8 +39,9 @@ class Trainer:
           total: steps of the run.
           strategy: which devices.
           class_weights: float [K], factors on the loss of each class; None for all 1.
-          calibration: batches of (clips, …) for the statistics of batch normalisation that the final
-            weights get where MixUp or averages of the weights make others of them; None leaves them.
+          calibration: returns batches of (clips, …) for the statistics of batch normalisation that the final
+            weights get where MixUp or averages of the weights make others of them; None leaves them. Called
+            with the seed set, as the order of tf.data's shuffle depends on that as well.
           workers: processes, of which each calls this, that the strategy's devices belong to.
 
         Raises:
@@ -280,7 +281,7 @@ class Trainer:
         the layers gathered in training is of something else than what they will see.
         """
         seen, sums = 0, [0.0] * (2 * len(self._norms))
-        for clips, *_ in self._calibration:
+        for clips, *_ in self._calibration():
             size = len(clips)
             sums = [total + size * found for total, found in zip(sums, self._moments(clips))]
             seen += size
