@@ -417,14 +417,24 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_arrays(file_format, w
 @pytest.mark.parametrize('file_format', ['npz', pytest.param('hdf5', marks=pytest.mark.large)])
 def test_two_processes_share_the_list(file_format, weights, many, tmp_path):
     command = _command(weights, many, tmp_path / 'out', f'--format={file_format}')
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for _ in range(2)]
+    start = functools.partial(subprocess.Popen, command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True)
     seen = {}  # every version of every result that there ever was
     results = 'parts/[ab]/*.npz' if file_format == 'hdf5' else '[ab]/*.npz'
-    while any(process.poll() is None for process in both):
-        with contextlib.suppress(FileNotFoundError):  # what was listed may be gone
-            for path in (tmp_path / 'out').glob(results):
-                seen.setdefault(path.name, set()).add(path.stat().st_ino)
+
+    def look_while(condition):
+        while condition():
+            with contextlib.suppress(FileNotFoundError):  # what was listed may be gone
+                for path in (tmp_path / 'out').glob(results):
+                    seen.setdefault(path.name, set()).add(path.stat().st_ino)
+
+    both = [start()]
+    look_while(lambda: not seen and both[0].poll() is None)
+    both[0].send_signal(signal.SIGSTOP)  # it could have done all before the other is up
+    both.append(start())
+    look_while(lambda had=len(seen): len(seen) <= had + 2 and both[1].poll() is None)
+    both[0].send_signal(signal.SIGCONT)
+    look_while(lambda: any(process.poll() is None for process in both))
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     if file_format == 'npz':
