@@ -86,31 +86,42 @@ DAMAGE = {
 def test_the_newest_checkpoint_that_can_be_read(what, tmp_path, capsys):
     value = tf.Variable(tf.zeros(1000))
     checkpoint = tf.train.Checkpoint(value=value)
-    manager = checkpoints.restore(checkpoint, str(tmp_path), 2)
-    assert manager.latest_checkpoint is None
+    assert not checkpoints.restore(checkpoint, str(tmp_path))
     for step in (1, 2, 3):
         value.assign(tf.fill([1000], float(step)))
-        manager.save(checkpoint_number=step)
+        checkpoints.save(checkpoint, str(tmp_path), step, 2)
     DAMAGE[what](tmp_path)
-    manager = checkpoints.restore(checkpoint, str(tmp_path), 2)
+    assert checkpoints.restore(checkpoint, str(tmp_path))
     step = 3 if 'list' in what else 2
     assert value.numpy().tolist() == [step] * 1000
     said = capsys.readouterr().out
     assert (f'{tmp_path}/ckpt-3 is damaged (' in said and f'goes back to {tmp_path}/ckpt-2' in said) == (step == 2)
-    assert manager.latest_checkpoint == f'{tmp_path}/ckpt-{step}'
-    for step in (3, 4):  # the damaged one goes first
-        manager.save(checkpoint_number=step)
+    for step in (3, 4):
+        checkpoints.save(checkpoint, str(tmp_path), step, 2)
     assert sorted(path.name for path in tmp_path.glob('*.index')) == ['ckpt-3.index', 'ckpt-4.index']
+    assert tf.train.latest_checkpoint(str(tmp_path)) == f'{tmp_path}/ckpt-4'
+
+
+def test_what_a_damaged_checkpoint_came_from_is_kept(tmp_path):
+    checkpoint = tf.train.Checkpoint(value=tf.Variable(1.0))
+    for step in (6, 12):
+        checkpoints.save(checkpoint, str(tmp_path), step, 2)
+    os.truncate(tmp_path / 'ckpt-12.index', 10)
+    assert checkpoints.restore(checkpoint, str(tmp_path))
+    checkpoints.save(checkpoint, str(tmp_path), 9, 2)  # stopped there
+    (tmp_path / 'ckpt-3.data-00000-of-00001').touch()
+    assert checkpoints.restore(checkpoint, str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'checkpoint', *(f'ckpt-{step}.{part}' for step in (6, 9) for part in ('data-00000-of-00001', 'index'))]
 
 
 def test_nobody_starts_anew_unasked(tmp_path):
     checkpoint = tf.train.Checkpoint(value=tf.Variable(1.0))
-    manager = checkpoints.restore(checkpoint, str(tmp_path), 2)
     for step in (1, 2):
-        manager.save(checkpoint_number=step)
+        checkpoints.save(checkpoint, str(tmp_path), step, 2)
         os.truncate(tmp_path / f'ckpt-{step}.index', 10)
     with pytest.raises(errors.RunError, match=f'none of the 2 checkpoints in {tmp_path} can be read; delete'):
-        checkpoints.restore(checkpoint, str(tmp_path), 2)
+        checkpoints.restore(checkpoint, str(tmp_path))
 
 
 @pytest.mark.soak

@@ -140,7 +140,7 @@ def files_of(out: pathlib.Path, *, finished: bool):
     """Yields (name, path) of all files under their final names."""
     for path in sorted(out.rglob('*')):
         name = str(path.relative_to(out))
-        unfinished = name.split('/')[0] in UNFINISHED or '.tmp' in name or '.writing-' in name or '_temp' in name
+        unfinished = name.split('/')[0] in UNFINISHED or '.tmp' in name or '.writing-' in name
         if finished:
             assert not unfinished, f'{name} was left'
         if path.is_file() and not unfinished:

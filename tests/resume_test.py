@@ -2,7 +2,6 @@
 """A run that is killed goes on to the bits of the unbroken run: real processes, real `kill -9`."""
 
 import glob
-import os
 import pathlib
 import signal
 import subprocess
@@ -63,6 +62,11 @@ def test_killed_runs_end_with_the_same_bits(flags, tmp_path):
         return max([int(path.rsplit('-', 1)[1][:-6]) for path in glob.glob(f'{checkpoints}/ckpt-*.index')],
                    default=0)
 
+    def writing():
+        return glob.glob(f'{checkpoints}/.writing-*/*')
+    _kill_when(_start(flags, workdir), writing)  # while the first checkpoint is being written
+    assert newest() == 0
+
     _kill_when(_start(flags, workdir), lambda: newest() >= 6)  # after the first checkpoint
     assert not (workdir / 'model.keras').exists()
 
@@ -74,10 +78,9 @@ def test_killed_runs_end_with_the_same_bits(flags, tmp_path):
         return bool(seen) and time.monotonic() - seen[0] > 0.3
     _kill_when(_start(flags, workdir), a_little_later)
 
-    # While a checkpoint is being written: TensorFlow writes to ckpt-N_temp/ and renames.
-    _kill_when(_start(flags, workdir), lambda: any(os.scandir(path) for path in
-                                                   glob.glob(f'{checkpoints}/ckpt-*_temp')))
-    assert glob.glob(f'{checkpoints}/ckpt-*_temp')
+    # While a later one is.
+    _kill_when(_start(flags, workdir), writing)
+    assert writing()
     before = newest()
 
     last = _start(flags, workdir)

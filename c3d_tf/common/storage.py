@@ -78,10 +78,10 @@ def local(path: str):
         yield here
 
 
-def scratch(folder: str) -> tempfile.TemporaryDirectory:
+def scratch(folder: str, prefix: str | None = None) -> tempfile.TemporaryDirectory:
     """Returns a local folder for a while: in this one, where it is local."""
     makedirs(folder)
-    return tempfile.TemporaryDirectory(dir=None if scheme(folder) else folder)
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=None if scheme(folder) else folder)
 
 
 def exists(path: str) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
-from PIL import ImageSequence
 
 from c3d_tf.common import metrics
 from c3d_tf.common import storage
@@ -83,11 +81,9 @@ def _wrong_clips(wrong: list[mistakes.Mistake], clips: mistakes.Clips, names) ->
     for one, moving in clips.read(wrong):
         if isinstance(moving, Exception):
             continue  # the report names it
-        with Image.open(io.BytesIO(moving.animation)) as pages:
-            frames = [np.asarray(page.convert('RGB')) for page in ImageSequence.Iterator(pages)]
         label, taken = ', '.join(names[i] for i in one.labels), one.top[0]
         caption = f'true: {label}\nsaid: {names[taken]} {one.score[taken]:.2f}'
-        shown.append(strips.Strip(caption, (np.stack(frames),)))
+        shown.append(strips.Strip(caption, (np.stack(moving.pictures),)))
     if shown:
         tensorboard.clips(
             'wrong_clips', shown, 0, 'The most confident mistakes: the label, and below it what the '

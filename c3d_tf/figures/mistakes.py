@@ -44,18 +44,29 @@ class Moving(NamedTuple):
     """A clip as pictures.
 
     Attributes:
-      still: WebP of the middle frame.
-      animation: WebP that repeats.
-      size: (width, height) of both.
+      pictures: its frames, in order.
       frames: (first, last) frame within its record.
       seconds: (first, last), where they are in the video.
     """
 
-    still: bytes
-    animation: bytes
-    size: tuple[int, int]
+    pictures: list[Image.Image]
     frames: tuple[int, int]
     seconds: tuple[float, float]
+
+    @property
+    def still(self) -> bytes:
+        """WebP of the middle frame."""
+        return _webp(self.pictures[len(self.pictures) // 2:][:1])
+
+    @property
+    def animation(self) -> bytes:
+        """WebP that repeats."""
+        return _webp(self.pictures)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of both."""
+        return self.pictures[0].size
 
 
 def find(arrays: Mapping[str, np.ndarray]) -> list[Mistake]:
@@ -145,8 +156,7 @@ class Clips:
         shown = [kept[i] for i in indices]
         pictures = [_small(frame.image) for frame in shown]
         times = [kept[i].time / 1e6 for i in (min(kept), max(kept))]
-        return Moving(_webp(pictures[len(pictures) // 2:][:1]), _webp(pictures), pictures[0].size,
-                      (min(kept), max(kept)), tuple(times))
+        return Moving(pictures, (min(kept), max(kept)), tuple(times))
 
 
 def _small(image: np.ndarray) -> Image.Image:

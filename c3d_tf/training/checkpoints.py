@@ -10,45 +10,66 @@ from c3d_tf.common import console
 from c3d_tf.common import errors
 from c3d_tf.common import storage
 
+_WRITING = '.writing-'
 _UNREADABLE = (tf.errors.OpError, IndexError)  # the latter for a file that is too short
 
 
-def restore(checkpoint: tf.train.Checkpoint, folder: str, most: int) -> tf.train.CheckpointManager:
+def save(checkpoint: tf.train.Checkpoint, folder: str, step: int, most: int = 1) -> None:
+    """Writes ckpt-STEP, complete or not at all, and deletes all but the newest `most` of those up to it.
+
+    TensorFlow itself writes the index in its place, where a run that is killed leaves half of it. Later ones
+    are those that were damaged when the run came from before them.
+    """
+    with storage.scratch(folder, _WRITING) as temporary:
+        publish(tf.train.CheckpointManager(checkpoint, temporary, 1).save(checkpoint_number=step), folder)
+    found = find(folder)
+    kept = [path for number, path in found.items() if number <= step][-most:]
+    # For tf.train.latest_checkpoint, and whoever else looks at the list.
+    tf.compat.v1.train.update_checkpoint_state(folder, kept[-1], kept)
+    for path in found.values():
+        if path not in kept:
+            _remove(path)
+
+
+def publish(path: str, folder: str) -> None:
+    """Moves a complete checkpoint to a folder; the index last, as it is what counts."""
+    for one in sorted(storage.glob(f'{storage.escape(path)}.*')):
+        storage.replace(one, os.path.join(folder, os.path.basename(one)))
+
+
+def restore(checkpoint: tf.train.Checkpoint, folder: str) -> bool:
     """Restores the newest checkpoint that can be read; says which ones cannot.
 
     Args:
       checkpoint: what is restored, all of it; it stays as it is where the folder has none.
       folder: of ckpt-N.index and their data.
-      most: how many are kept from now on.
 
     Returns:
-      what writes the next ones; its `latest_checkpoint` is what was restored, or None.
+      whether there was one.
 
     Raises:
       errors.RunError: there are checkpoints, and none can be read.
     """
-    for path in storage.glob(os.path.join(storage.escape(folder), 'ckpt-*_temp')):
+    for path in storage.glob(os.path.join(storage.escape(folder), f'{_WRITING}*')):
         storage.rmtree(path)  # a checkpoint that was being written when its run was killed
     for path in storage.glob(os.path.join(storage.escape(folder), 'checkpoint.tmp*')):
         storage.remove(path)
-    left = list(find(folder).values())
+    found = find(folder)
+    for number in _numbers(folder, r'data-.*') - found.keys():
+        _remove(os.path.join(folder, f'ckpt-{number}'))  # killed before it had its index, or half deleted
     damaged = []
-    while left:
-        reason = _restored(checkpoint, left[-1])
+    for path in reversed(found.values()):
+        if damaged:
+            console.say(f'train: goes back to {path}')
+        reason = _restored(checkpoint, path)
         if not reason:
-            break
-        damaged.append(left.pop())
-        console.say(f'train: {damaged[-1]} is damaged ({reason})'
-                    f'{f"; goes back to {left[-1]}" if left else ""}')
-    if damaged and not left:
+            return True
+        damaged.append(path)
+        console.say(f'train: {path} is damaged ({reason})')
+    if damaged:
         raise errors.RunError(f'none of the {len(damaged)} checkpoints in {folder} can be read; delete that '
                               'folder to start anew')
-    if left:
-        # Damaged ones are kept, as those whose turn to go is next: it may have been the disk.
-        every = damaged + left
-        tf.compat.v1.train.update_checkpoint_state(folder, left[-1], every, all_model_checkpoint_timestamps=[
-            storage.getmtime(f'{path}.index') for path in every], last_preserved_timestamp=0.0)
-    return tf.train.CheckpointManager(checkpoint, folder, most)
+    return False
 
 
 def find(folder: str) -> dict[int, str]:
@@ -57,10 +78,17 @@ def find(folder: str) -> dict[int, str]:
     The folder says what is there: the list of it, a file named checkpoint, may be old or damaged, and
     TensorFlow takes a damaged one for none.
     """
-    paths = storage.glob(os.path.join(storage.escape(folder), 'ckpt-*.index'))
-    found = {int(match[1]): path.removesuffix('.index') for path in paths
-             if (match := re.search(r'ckpt-(\d+)\.index$', path))}
-    return dict(sorted(found.items()))
+    return {number: os.path.join(folder, f'ckpt-{number}') for number in sorted(_numbers(folder, 'index'))}
+
+
+def _numbers(folder: str, ending: str) -> set[int]:
+    names = storage.listdir(folder) if storage.isdir(folder) else []
+    return {int(match[1]) for name in names if (match := re.fullmatch(rf'ckpt-(\d+)\.{ending}', name))}
+
+
+def _remove(path: str) -> None:
+    for one in sorted(storage.glob(f'{storage.escape(path)}.*'), reverse=True):  # the index first
+        storage.remove(one)
 
 
 def _restored(checkpoint: tf.train.Checkpoint, path: str) -> str:

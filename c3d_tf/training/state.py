@@ -28,7 +28,6 @@ class State:
         self._spare = os.path.join(folder, f'worker-{STAND_IN}')
         # A guard needs more than the last: one that the loss went bad after is no place to go back to.
         self._most = 4 if trainer.guard else 2
-        self._manager = None  # the chief's
 
     def resume(self) -> bool:
         """Restores the newest state that can be read, on the chief; returns whether there was one.
@@ -38,12 +37,10 @@ class State:
         """
         if not self._cluster.is_chief:
             return False
-        # What the stand-in saved, where the chief was lost before it did; the index last, as it is what counts.
-        for path in sorted(storage.glob(os.path.join(storage.escape(self._spare), 'ckpt-*.*'))):
-            storage.replace(path, os.path.join(self._folder, os.path.basename(path)))
+        for path in checkpoints.find(self._spare).values():  # where the chief was lost before it had saved
+            checkpoints.publish(path, self._folder)
         storage.rmtree(self._spare, ignore_errors=True)
-        self._manager = checkpoints.restore(self._trainer.checkpoint, self._folder, self._most)
-        return bool(self._manager.latest_checkpoint)
+        return checkpoints.restore(self._trainer.checkpoint, self._folder)
 
     def newest(self) -> str:
         """Returns the path of the newest checkpoint, 'none' where there is none."""
@@ -58,7 +55,7 @@ class State:
     def save(self, step: int) -> None:
         """Writes the state, on the chief, as that of `step` updates."""
         if self._cluster.is_chief:
-            self._manager.save(checkpoint_number=step)
+            checkpoints.save(self._trainer.checkpoint, self._folder, step, self._most)
             storage.rmtree(self._spare, ignore_errors=True)
 
     def go_back(self, step: int, every: int) -> int | None:
@@ -99,9 +96,9 @@ class State:
                 raise
             step = int(self._trainer.step)
             if self._cluster.is_chief:
-                self._manager.save(checkpoint_number=step)
+                checkpoints.save(self._trainer.checkpoint, self._folder, step, self._most)
             elif 0 in lost and self._cluster.index == STAND_IN:
-                tf.train.CheckpointManager(self._trainer.checkpoint, self._spare, 1).save(checkpoint_number=step)
+                checkpoints.save(self._trainer.checkpoint, self._spare, step)
             else:
                 raise self._cluster.interrupted(lost, f'at step {step}') from error
             raise self._cluster.interrupted(lost, f'saved at step {step}') from error
