@@ -173,12 +173,13 @@ def _without_times(value):
 
 
 def _curve(path: pathlib.Path) -> dict:
-    """Returns (curve, step) → value of an events file."""
+    """Returns (curve, text or picture, step) → value of an events file."""
     found = {}
     for event in tf.compat.v1.train.summary_iterator(str(path)):
         for value in event.summary.value:
             if value.tag not in TIMES:
-                found[value.tag, event.step] = tf.make_ndarray(value.tensor).tobytes()
+                array = tf.make_ndarray(value.tensor)  # of text and pictures, objects
+                found[value.tag, event.step] = array.tolist() if array.dtype == object else array.tobytes()
     return found
 
 
