@@ -139,6 +139,8 @@ class Flags:
         add('train import_weights', string, 'mean', 'volume', 'volume (the paper), channel, none, a '
             'number, or an .npy; for import_weights: .binaryproto, .npy or .npy.bz2, three numbers, a '
             'number, or none')
+        add('train', boolean, 'motion', False, "the network sees what moves alone: each clip less its own mean "
+            'over time, all at one strength')
         add('train', enum, 'train_clips', 'random', 'an epoch takes one random clip of each record, or '
             'all clips that follow one another', enum_values=['random', 'all'])
         add('train', boolean, 'flip', True, 'mirror half of the clips')

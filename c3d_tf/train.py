@@ -82,7 +82,7 @@ def fit(
     split = index.split('train')
     spec = preprocess.Preprocessing(
         index.frame_size, recipe.crop_size, recipe.clip_length, recipe.stride,
-        preprocess.load_mean(recipe.mean, index, recipe.clip_length), recipe.short)
+        preprocess.load_mean(recipe.mean, index, recipe.clip_length), recipe.short, recipe.motion)
     settings = _settings(recipe, index)
     cluster = clusters.read() if recipe.strategy == 'multi_worker' else clusters.Cluster()
     finished = _existing(workdir, settings, overwrite, cluster.is_chief)

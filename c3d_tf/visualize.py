@@ -5,6 +5,7 @@ Deconvolution: Zeiler & Fergus, ECCV 2014, as in Fig. 4 and appendix B of the pa
 et al., ICCV 2017, over time as well as space.
 """
 
+import dataclasses
 import os
 
 import keras
@@ -130,15 +131,15 @@ class _Clips:
 
     def inputs(self, rows: list[int]) -> np.ndarray:
         """Returns float32 [N, T, S, S, 3], what the network gets."""
-        images = np.stack([self._seen[i].images for i in rows])
-        return preprocess.for_inference(tf.constant(images), self._net.preprocessing).numpy()
+        return preprocess.for_inference(self._images(rows), self._net.preprocessing).numpy()
 
-    def frames(self, batch: np.ndarray) -> np.ndarray:
-        """Returns uint8 [N, T, S, S, 3], what `inputs` was before the mean was subtracted."""
-        spec = self._net.preprocessing
-        (top, left), size = spec.centre(), spec.crop_size
-        mean = spec.mean[:, top:top + size, left:left + size] if spec.mean.ndim == 4 else spec.mean
-        return np.rint(batch + mean).astype(np.uint8)
+    def frames(self, rows: list[int]) -> np.ndarray:
+        """Returns uint8 [N, T, S, S, 3], what `inputs` are made of."""
+        seen = dataclasses.replace(self._net.preprocessing, mean=np.zeros((), np.float32), motion=False)
+        return np.rint(preprocess.for_inference(self._images(rows), seen)).astype(np.uint8)
+
+    def _images(self, rows: list[int]) -> tf.Tensor:
+        return tf.constant(np.stack([self._seen[i].images for i in rows]))
 
     def entry(self, i: int) -> dict:
         """Returns what figures.json says of a clip."""
@@ -267,7 +268,7 @@ def _deconvolution(model, layer: str, unit: int, rows: list[int], clip: _Clips, 
         values = forward(batch, training=False)
         kept, value, place = deconvolution.strongest(values['activation'], unit)
         pixels.append(keras.ops.convert_to_numpy(deconvolution.project(chain, kept, values))[0])
-        frames.append(clip.frames(batch)[0])
+        frames.append(clip.frames([i])[0])
         cell = np.unravel_index(int(place[0]), kept.shape[1:4])
         figure['clips'].append({**clip.entry(i), 'activation': float(value[0]),
                                 **{name: int(n) for name, n in zip(('frame', 'row', 'column'), cell)}})
@@ -284,7 +285,7 @@ def _gradcam(net, layer: str, explained: dict[int, int], clip: _Clips, folder: s
     for i, label in explained.items():
         batch = clip.inputs([i])
         share = gradcam.grad_cam(net.model, layer, batch, np.array([label]))[0]
-        frames = clip.frames(batch)[0]
+        frames = clip.frames([i])[0]
         entry = {**clip.entry(i), 'label': net.class_names[label],
                  'label_probability': clip.probability(i, label)}
         figure['clips'].append(entry)

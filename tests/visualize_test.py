@@ -108,7 +108,7 @@ def test_pictures_show_the_very_pixels_that_the_network_saw(weights):
     images = np.random.default_rng(0).integers(0, 256, (LENGTH, *SIZE, 3)).astype(np.uint8)
     scanned = scan.Scan(np.zeros(1, int), np.zeros(1, int), {}, np.ones((1, 3)))
     clip = visualize._Clips(net, [], scanned, {0: scan.Clip(0, 0, 0.0, images)})
-    np.testing.assert_array_equal(clip.frames(clip.inputs([0]))[0], images[:, 2:22, 6:26])
+    np.testing.assert_array_equal(clip.frames([0])[0], images[:, 2:22, 6:26])
 
 
 def test_units_that_are_asked_for_and_one_video_with_several_clips(weights, videos, tmp_path):

@@ -13,6 +13,8 @@ from c3d_tf.data import randaugment
 from c3d_tf.data import records
 from c3d_tf.data import resize
 
+CONTRAST = 50.0  # about the standard deviation of a clip whose mean is subtracted
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocessing:
@@ -26,6 +28,7 @@ class Preprocessing:
       short: what becomes of a video shorter than a clip; see `clips.indices`.
       mean: float32, subtracted before the crop is mirrored: [clip_length, H, W, 3] (the paper's mean
         volume, cropped where the clip is), [3], or [] (one number). RGB.
+      motion: the network sees what moves alone; see `moving`.
     """
 
     frame_size: tuple[int, int]
@@ -34,6 +37,7 @@ class Preprocessing:
     stride: int
     mean: np.ndarray
     short: str = 'loop'
+    motion: bool = False
 
     def __post_init__(self):
         if min(self.frame_size) < self.crop_size:
@@ -53,12 +57,15 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict, mean: np.ndarray) -> 'Preprocessing':
         return cls(tuple(values['frame_size']), values['crop_size'], values['clip_length'],
-                   values['stride'], mean, values.get('short', 'loop'))  # early files had no 'short'
+                   values['stride'], mean, values.get('short', 'loop'),  # early files had no 'short'
+                   values.get('motion', False))  # nor 'motion'
 
     def shown(self, clips: np.ndarray) -> np.ndarray:
         """Returns uint8 […, 3] to look at, of float32 […, 3] that the network gets: one colour is added
-        for the mean, so the trace of a mean volume stays."""
+        for the mean, so the trace of a mean volume stays; grey, where only motion is seen."""
         colour = self.mean.mean(axis=(0, 1, 2)) if self.mean.ndim == 4 else self.mean
+        if self.motion:
+            colour = 128
         return np.rint(np.clip(clips + colour, 0, 255)).astype(np.uint8)
 
     def __str__(self):
@@ -68,7 +75,8 @@ class Preprocessing:
         else:
             shown = _numbers(mean.reshape(-1))
         return (f'frames {self.frame_size[0]}x{self.frame_size[1]}, crop {self.crop_size}, clips of '
-                f'{self.clip_length} at stride {self.stride}, short {self.short}, mean {shown}')
+                f'{self.clip_length} at stride {self.stride}, short {self.short}, mean {shown}'
+                f'{", motion alone" if self.motion else ""}')
 
     def centre(self) -> tuple[int, int]:
         """Returns the test crop's (top, left), rounded down as the original's: (8, 29)."""
@@ -114,7 +122,8 @@ def load_mean(name: str, index: records.Index, clip_length: int) -> np.ndarray:
 def crop(
     clip: tf.Tensor, top, left, side, flip, colour, spec: Preprocessing, transforms=()
 ) -> tf.Tensor:
-    """Cuts a square, changes its looks, subtracts the mean at its own place, then resizes and mirrors.
+    """Cuts a square, changes its looks, subtracts the mean at its own place, resizes and mirrors, and leaves
+    what moves where the spec says so.
 
     Args:
       clip: uint8 [T, H, W, 3] of the spec's frame size.
@@ -138,7 +147,25 @@ def crop(
     clip = tf.cond(tf.equal(side, size), lambda: clip - mean,
                    lambda: tf.image.resize(clip - mean, (size, size)))
     clip = tf.ensure_shape(clip, [spec.clip_length, size, size, 3])
-    return tf.cond(flip, lambda: tf.reverse(clip, axis=[2]), lambda: clip)
+    clip = tf.cond(flip, lambda: tf.reverse(clip, axis=[2]), lambda: clip)
+    return moving(clip) if spec.motion else clip
+
+
+def moving(clips: tf.Tensor) -> tf.Tensor:
+    """Takes from every pixel its mean over the clip's frames, and brings what is left to one strength.
+
+    What stands still is gone, and a faint motion is as strong as a large one: on little data, a network
+    that sees this alone cannot learn the rooms by heart (experiments/README.md has the numbers).
+
+    Args:
+      clips: float32 [..., T, S, S, 3].
+
+    Returns:
+      float32 [..., T, S, S, 3], with a standard deviation of nearly CONTRAST for each clip.
+    """
+    clips -= tf.reduce_mean(clips, axis=-4, keepdims=True)
+    # One is added so that the noise of a still picture stays small.
+    return clips * (CONTRAST / (1 + tf.math.reduce_std(clips, axis=(-4, -3, -2, -1), keepdims=True)))
 
 
 def _recolour(clip: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
@@ -152,7 +179,7 @@ def _recolour(clip: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
 
 
 def for_inference(clips: tf.Tensor, spec: Preprocessing) -> tf.Tensor:
-    """Resizes, crops the centre and subtracts the mean.
+    """Resizes, crops the centre and subtracts the mean, as `crop`.
 
     Args:
       clips: uint8 [N, T, H, W, 3], RGB, any H and W; T is the spec's clip length.
@@ -166,4 +193,5 @@ def for_inference(clips: tf.Tensor, spec: Preprocessing) -> tf.Tensor:
     clips = resize.bilinear(clips, spec.frame_size)
     clips = tf.cast(clips[:, :, top:top + size, left:left + size], tf.float32)
     mean = spec.mean[:, top:top + size, left:left + size] if spec.mean.ndim == 4 else spec.mean
-    return tf.ensure_shape(clips - mean, [None, spec.clip_length, size, size, 3])
+    clips = tf.ensure_shape(clips - mean, [None, spec.clip_length, size, size, 3])
+    return moving(clips) if spec.motion else clips

@@ -16,6 +16,7 @@ class Recipe:
       model, width, batch_norm, initializer, head, dropout, precision: see `models.build`.
       clip_length, crop_size, stride, short: see `preprocess.Preprocessing`.
       mean: see `preprocess.load_mean`.
+      motion: see `preprocess.moving`.
       train_clips: 'random', one clip of each record an epoch, or 'all', every one; see
         `pipeline.for_training`.
       flip, max_stride, min_scale, colour, rand_augment, rand_magnitude: see `clips.plan`.
@@ -62,6 +63,7 @@ class Recipe:
     stride: int = 1
     short: str = 'loop'
     mean: str = 'volume'
+    motion: bool = False
     train_clips: str = 'random'
     flip: bool = True
     random_crop: bool = True
