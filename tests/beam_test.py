@@ -123,7 +123,7 @@ def test_what_is_there_is_not_done_again(videos, local, weights, folder, tmp_pat
 def _load_once(path: str):
     with open(path, 'a', encoding='utf-8') as file:
         file.write(f'{os.getpid()}\n')
-    return lambda batch: {'fc6': features.tf.reduce_mean(features.tf.cast(batch, 'float32'), (1, 2, 3))}
+    return lambda batch: {'fc6': batch.mean(axis=(1, 2, 3), dtype='float32')}
 
 
 @needs_beam
@@ -188,7 +188,7 @@ def test_stopped_and_run_again(sent, videos, weights, local, tmp_path):
     while not list(tmp_path.rglob('*.npz')) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(sent)
-    assert process.wait() == (-9 if sent == signal.SIGKILL else 75)
+    assert process.wait(120) == (-9 if sent == signal.SIGKILL else 75)
     deadline = time.monotonic() + 60
     while _session(process.pid) and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -12,6 +12,8 @@ import io
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -209,7 +211,7 @@ def _run(empty: beam.Pipeline, elements: list, transform: beam.PTransform, left:
     if elements:
         # Reshuffle: otherwise an engine may hand all of them to one process.
         empty | beam.Create(elements).with_output_types(Any) | beam.Reshuffle() | transform
-        with left:
+        with left, _children_end_first():
             try:
                 result = empty.run()
                 result.wait_until_finish()
@@ -221,6 +223,30 @@ def _run(empty: beam.Pipeline, elements: list, transform: beam.PTransform, left:
         raise errors.RunError(f'--runner=beam: the engine has ended, and {missing} are not done; do all '
                               'its machines see the same folder at the same path?')
     left.close()
+
+
+@contextlib.contextmanager
+def _children_end_first():
+    """Within the block, SIGTERM and Ctrl-C end this process' children before they stop the run: Beam waits for
+    its workers without end, also for one that it has not told to end."""
+
+    def stop(number, frame):
+        said = subprocess.run(['ps', '-A', '-o', 'ppid=,pid='], capture_output=True, text=True, check=False).stdout
+        for parent, child in (map(int, line.split()) for line in said.splitlines()):
+            if parent == os.getpid():
+                with contextlib.suppress(ProcessLookupError):  # ps itself
+                    os.kill(child, signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _essence(error: Exception) -> str:
