@@ -451,14 +451,16 @@ def test_two_processes_share_the_list(file_format, weights, many, tmp_path):
         assert len(done) == 2 and min(done) > 0  # both have worked
 
 
-def test_an_interrupted_run_leaves_what_is_finished(weights, many, tmp_path):
+@pytest.mark.parametrize('stop', [os.kill, os.killpg])  # the command, or all of a job, as Slurm and systemd do
+def test_an_interrupted_run_leaves_what_is_finished(stop, weights, many, tmp_path):
     process = subprocess.Popen(_command(weights, many, tmp_path), cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
+                               stderr=subprocess.STDOUT, text=True, start_new_session=True)
     while process.poll() is None and not list(tmp_path.glob('*/*.npz')):
         time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
+    stop(process.pid, signal.SIGTERM)
     said, _ = process.communicate()
     assert process.returncode == errors.EXIT_INTERRUPTED, said
+    assert not list(tmp_path.glob('.skipped/*'))
     assert list(tmp_path.glob('*/*.npz')) and not {'locks', '.work'} & {path.name for path in tmp_path.iterdir()}
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import functools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -147,11 +149,11 @@ def test_broken_videos_are_reported_and_the_rest_goes_on(folder, tmp_path):
     assert train['videos_per_class'] == [1, 1]
 
 
-def _crash(task, given_up, reading):
+def _crash(task, given_up, reading, number=signal.SIGSEGV):
     for place in range(len(task.examples)):
         reading(place)
         if place == 1 and place not in given_up:
-            os.kill(os.getpid(), 11)
+            os.kill(os.getpid(), number)
     pathlib.Path(task.path).write_text(json.dumps(given_up))
     pathlib.Path(task.report).write_text('{"bytes": 1}')
 
@@ -160,6 +162,13 @@ def test_a_decoder_that_crashes_costs_its_file_only(tmp_path):
     task = local_runner.Task(str(tmp_path / 'shard'), str(tmp_path / 'report'), 'train', [()] * 3)
     local_runner.run([task], _crash, num_workers=1, video_timeout=30)
     assert json.loads((tmp_path / 'shard').read_text()) == {'1': 'the decoder crashed (SIGSEGV)'}
+
+
+def test_a_decoder_that_is_told_to_stop_is_no_fault_of_the_file(tmp_path):
+    task = local_runner.Task(str(tmp_path / 'shard'), str(tmp_path / 'report'), 'train', [()] * 3)
+    with pytest.raises(errors.Interrupted, match='stopped'):
+        local_runner.run([task], functools.partial(_crash, number=signal.SIGTERM), num_workers=1, video_timeout=30)
+    assert not (tmp_path / 'shard').exists()
 
 
 def test_a_long_video_becomes_records_that_lose_no_window(tmp_path):

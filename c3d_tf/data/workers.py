@@ -73,10 +73,17 @@ class Worker:
             self._heard += seconds
 
     def lost(self, timeout: float) -> str:
-        """Returns why the process will not go on, or ''."""
+        """Returns why the process will not go on, or ''.
+
+        Raises:
+          errors.Interrupted: it was told to stop, as all of a job or a container are, or the children of a
+            process that ends; no video does that.
+        """
         if self._ended:
             self._process.join()
             code = self._process.exitcode
+            if code == -signal.SIGTERM:
+                raise errors.Interrupted('a process that decodes was stopped (SIGTERM); the same command goes on')
             cause = signal.Signals(-code).name if code < 0 else f'exit code {code}'
             return f'the decoder crashed ({cause})'
         if self._heard and time.monotonic() - self._heard > timeout:
