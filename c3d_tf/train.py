@@ -125,7 +125,7 @@ def fit(
     elsewhere = tempfile.TemporaryDirectory()  # the curves of the other workers
     folder = workdir if cluster.is_chief else elsewhere.name
     files.remove_leftovers(folder)
-    state = states.State(os.path.join(workdir, 'checkpoints'), trainer, cluster)
+    state = states.State(workdir, trainer, cluster)
     if not state.resume() and recipe.init_from:
         transfer.initialise(trainer.model, recipe, spec)
     with state.saved_when_lost():
@@ -161,7 +161,8 @@ def fit(
         if validation:
             accuracy = trainer.validate(validation)
             curve.draw(step, val_accuracy=accuracy)
-            if accuracy > float(trainer.best_score):
+            # The best may be of this very step, and its file not there: the chief was lost while it wrote it.
+            if accuracy > float(trainer.best_score) or int(trainer.best_step) == step:
                 trainer.best_score.assign(accuracy)
                 trainer.best_step.assign(step)
                 save(BEST, f'{kind} at step {step}, best of the validations')
@@ -173,7 +174,7 @@ def fit(
     monitor = monitors.Monitor(
         curve, trainer, spec, index.class_names, step, total, log_every=log_every, histograms=histograms,
         profile=profile)
-    with stopping.StopSignal() as stop, state.saved_when_lost(), curve, monitor:
+    with stopping.StopSignal() as stop, state.saved_when_lost(curve), curve, monitor:
         monitor.describe(records_dir, settings)
         if step and (step % steps_per_epoch == 0 or step == total) and cluster.count > 1:
             score(tf.constant([], tf.int64))  # a worker may have been lost before it was done

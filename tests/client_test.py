@@ -186,12 +186,12 @@ def test_requests_beyond_the_limit_are_not_sent(server):
 
 
 def test_a_server_that_comes_late_is_waited_for(server, videos, tmp_path):
-    """A proxy's port opens two seconds after the client has begun to knock."""
+    """A proxy's port opens some seconds after the client has begun to knock."""
     with socket.create_server(('127.0.0.1', 0)) as listener:
         port = listener.getsockname()[1]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         running = pool.submit(_client, '--rest', f'--server=127.0.0.1:{port}', videos / 'short.avi')
-        time.sleep(1.5)
+        time.sleep(3)
         with socket.create_server(('127.0.0.1', port)) as listener:
             listener.settimeout(20)
             front, _ = listener.accept()

@@ -4,6 +4,7 @@
 import contextlib
 import http.server
 import json
+import pathlib
 import shutil
 import signal
 import socket
@@ -241,21 +242,26 @@ def test_flags_that_do_not_fit(weights, capsys):
 
 
 def _looped(path) -> tuple[subprocess.Popen, str]:
-    """Starts FFmpeg, which serves a clip over and over by HTTP to one viewer."""
+    """Starts FFmpeg, which serves a clip over and over by HTTP to one viewer; returns when it listens."""
     if shutil.which('ffmpeg') is None:
         pytest.skip('needs the program ffmpeg')
     with socket.create_server(('127.0.0.1', 0)) as free:
-        url = f'http://127.0.0.1:{free.getsockname()[1]}/live.ts'
-    return subprocess.Popen(
+        port = free.getsockname()[1]
+    url = f'http://127.0.0.1:{port}/live.ts'
+    server = subprocess.Popen(
         ['ffmpeg', '-nostdin', '-v', 'quiet', '-re', '-stream_loop', '-1', '-i', path, '-c:v', 'libx264', '-tune',
-         'zerolatency', '-g', '10', '-f', 'mpegts', '-listen', '1', url]), url
+         'zerolatency', '-g', '10', '-f', 'mpegts', '-listen', '1', url])
+    # Not asked by a call: that would be the one viewer. 0A is the state of a socket that listens.
+    while f'0100007F:{port:04X} 00000000:0000 0A' not in pathlib.Path('/proc/net/tcp').read_text():
+        assert server.poll() is None
+        time.sleep(0.01)
+    return server, url
 
 
 @pytest.mark.parametrize('seconds', [4, pytest.param(20, marks=pytest.mark.soak)])
 def test_ffmpeg_serves_a_looped_clip(weights, tmp_path, capsys, seconds):
     server, url = _looped(conftest.counting_video(tmp_path / 'a.mp4', 50, codec='libx264', rate=25))
     try:
-        time.sleep(1.0)
         assert main.main(['c3d_tf', '--mode=predict', f'--weights={weights}', f'--input={url}', '--json',
                           f'--duration={seconds}']) == 0
     finally:

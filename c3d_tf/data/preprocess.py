@@ -63,9 +63,7 @@ class Preprocessing:
     def shown(self, clips: np.ndarray) -> np.ndarray:
         """Returns uint8 […, 3] to look at, of float32 […, 3] that the network gets: one colour is added
         for the mean, so the trace of a mean volume stays; grey, where only motion is seen."""
-        colour = self.mean.mean(axis=(0, 1, 2)) if self.mean.ndim == 4 else self.mean
-        if self.motion:
-            colour = 128
+        colour = 128 if self.motion else self.mean.mean(axis=(0, 1, 2)) if self.mean.ndim == 4 else self.mean
         return np.rint(np.clip(clips + colour, 0, 255)).astype(np.uint8)
 
     def __str__(self):

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from c3d_tf.common import console
+from c3d_tf.common import files
+from c3d_tf.common import storage
 
 
 class BadLoss(Exception):
@@ -37,7 +39,7 @@ class Curve:
         """`first` is the step the run goes on from; `rate` gives the learning rate of a step."""
         self._rate, self._every, self._shown = rate, log_every, first
         self._progress = console.Progress('train', total, 'steps', done=first)
-        self.folder = os.path.join(workdir, 'tensorboard', 'train')
+        self.folder = _folder(workdir)
         self.writer = tf.summary.create_file_writer(self.folder)
         self._steps = []
         self._waited = 0.0
@@ -50,6 +52,12 @@ class Curve:
 
     def __exit__(self, *_):
         self.writer.flush()  # the points of a run that is stopped as well
+
+    def copy_to(self, workdir: str) -> None:
+        """Adds what was flushed to the curves of another run's folder."""
+        for path in storage.glob(os.path.join(storage.escape(self.folder), 'events.out.*')):
+            with files.replacing(os.path.join(_folder(workdir), os.path.basename(path))) as temporary:
+                storage.copy(path, temporary)
 
     def timed(self, batches):
         """Yields the batches; notes how long each was waited for."""
@@ -115,3 +123,7 @@ class Curve:
         self._progress.update(step, self._text)
         self._progress.close(self._text)
         return self._last
+
+
+def _folder(workdir: str) -> str:
+    return os.path.join(workdir, 'tensorboard', 'train')

@@ -9,6 +9,7 @@ import tensorflow as tf
 from c3d_tf.common import storage
 from c3d_tf.training import checkpoints
 from c3d_tf.training import cluster as clusters
+from c3d_tf.training import curve as curves
 from c3d_tf.training import trainer as trainers
 
 STAND_IN = 1  # the worker that saves where the chief is lost
@@ -18,14 +19,15 @@ class State:
     """The checkpoints of a run, and the same state on all workers.
 
     Args:
-      folder: of the checkpoints.
+      workdir: of the run; the checkpoints are in a folder of it.
       trainer: whose state they are.
       cluster: the workers.
     """
 
-    def __init__(self, folder: str, trainer: trainers.Trainer, cluster: clusters.Cluster):
-        self._folder, self._trainer, self._cluster = folder, trainer, cluster
-        self._spare = os.path.join(folder, f'worker-{STAND_IN}')
+    def __init__(self, workdir: str, trainer: trainers.Trainer, cluster: clusters.Cluster):
+        self._workdir, self._trainer, self._cluster = workdir, trainer, cluster
+        self._folder = os.path.join(workdir, 'checkpoints')
+        self._spare = os.path.join(self._folder, f'worker-{STAND_IN}')
         # A guard needs more than the last: one that the loss went bad after is no place to go back to.
         self._most = 4 if trainer.guard else 2
 
@@ -82,8 +84,11 @@ class State:
         return number
 
     @contextlib.contextmanager
-    def saved_when_lost(self):
+    def saved_when_lost(self, curve: curves.Curve | None = None):
         """Within the block, the loss of a worker saves the state after the last whole update.
+
+        Args:
+          curve: this worker's. Where the chief is lost, so is what it had not written of its own.
 
         Raises:
           errors.Interrupted: a worker was lost.
@@ -99,6 +104,8 @@ class State:
                 checkpoints.save(self._trainer.checkpoint, self._folder, step, self._most)
             elif 0 in lost and self._cluster.index == STAND_IN:
                 checkpoints.save(self._trainer.checkpoint, self._spare, step)
+                if curve:
+                    curve.copy_to(self._workdir)
             else:
                 raise self._cluster.interrupted(lost, f'at step {step}') from error
             raise self._cluster.interrupted(lost, f'saved at step {step}') from error
