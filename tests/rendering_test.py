@@ -166,13 +166,6 @@ def test_the_bar_has_what_happens_now():
     assert (drawn.draw(1.0) != drawn.draw(1.3)).any()  # the clock goes on
 
 
-@pytest.mark.parametrize('label', ['Ελληνικά', 'Бег на месте', 'tập thể dục', 'naïve – 3×4 → ∞'])
-def test_the_letters_of_a_label_are_there(label):
-    font = panel.Panel(_track([[1, 0, 0]]), 640, 16)._fonts[0]
-    unknown = bytes(font.getmask('\U0010ffff'))
-    assert all(bytes(font.getmask(letter)) != unknown for letter in label if letter != ' ')
-
-
 def test_a_long_label_is_cut_and_stays_off_the_strips():
     long = panel.Track(np.array([[1.0]]), np.array([[0, 1.0]]), ('an action with a name that goes on ' * 9,), 1.0)
     drawn = panel.Panel(long, 320, 13)

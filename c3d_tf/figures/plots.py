@@ -5,6 +5,8 @@ import matplotlib
 import numpy as np
 from matplotlib import figure
 
+from c3d_tf.figures import fonts
+
 
 def confusion(matrix: np.ndarray, class_names, path: str, *, title: str) -> None:
     """Draws a confusion matrix: rows are the true class, columns the predicted one.
@@ -33,7 +35,7 @@ def confusion(matrix: np.ndarray, class_names, path: str, *, title: str) -> None
     axes.set_ylabel('true class')
     axes.set_title(title)
     picture.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
-    picture.savefig(path, dpi=110, format='png')
+    fonts.save(picture, path, dpi=110)
 
 
 def classes(rows, path, *, title: str, most: int = 60) -> None:
@@ -58,7 +60,7 @@ def classes(rows, path, *, title: str, most: int = 60) -> None:
              title=title + (f', the worst {most} of {len(rows)}' if len(rows) > most else ''))
     axes.margins(y=0.02)
     axes.spines[['top', 'right']].set_visible(False)
-    picture.savefig(path, dpi=100, format='png')
+    fonts.save(picture, path, dpi=100)
 
 
 def taken_for(
@@ -95,7 +97,7 @@ def taken_for(
         axes.set_title(class_names[true], fontsize=10, loc='left', fontweight='bold')
         axes.spines[['top', 'right', 'bottom']].set_visible(False)
     picture.suptitle(title + (f', the worst {most} of {len(present)}' if len(present) > most else ''))
-    picture.savefig(path, dpi=100, format='png')
+    fonts.save(picture, path, dpi=100)
 
 
 def similarity(curves, accuracies: np.ndarray, measures, layers, path: str, *, title: str) -> None:
@@ -132,7 +134,7 @@ def similarity(curves, accuracies: np.ndarray, measures, layers, path: str, *, t
     table.set_title('accuracy of one measure alone', fontsize=10)
     picture.colorbar(image, ax=table, shrink=0.8)
     picture.suptitle(title)
-    picture.savefig(path, dpi=110, format='png')
+    fonts.save(picture, path, dpi=110)
 
 
 def compactness(curves, path: str, *, title: str) -> None:
@@ -168,7 +170,7 @@ def compactness(curves, path: str, *, title: str) -> None:
     axes.set(xlabel='dimensions after PCA', ylabel='accuracy', title=title)
     axes.grid(alpha=0.3)
     picture.legend(fontsize=9, loc='outside lower center', ncols=2)
-    picture.savefig(path, dpi=110, format='png')
+    fonts.save(picture, path, dpi=110)
 
 
 def embedding(panels, class_names, path: str, *, title: str) -> None:
@@ -201,7 +203,7 @@ def embedding(panels, class_names, path: str, *, title: str) -> None:
     picture.legend(handles, names, loc='outside right center', fontsize=8, ncols=columns,
                    markerscale=1.5)
     picture.suptitle(title)
-    picture.savefig(path, dpi=110, format='png')
+    fonts.save(picture, path, dpi=110)
 
 
 def study(curves, path: str, *, chance: float, title: str) -> None:
@@ -234,4 +236,4 @@ def study(curves, path: str, *, chance: float, title: str) -> None:
     axes.set(xlabel='epoch', ylabel='clip accuracy', xlim=(1, max(2, len(epochs))), title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    picture.savefig(path, dpi=110, format='png')
+    fonts.save(picture, path, dpi=110)

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib import figure
 from PIL import Image
 from PIL import ImageDraw
-from PIL import ImageFont
+
+from c3d_tf.figures import fonts
 
 COLUMNS = 16   # frames side by side: a whole clip of the paper
 SIDE = 160     # pixels of a frame in an animation, at least
@@ -133,7 +134,7 @@ def sheet(
         axes.set_title(strip.caption, loc='left', fontsize=10)
     picture.suptitle(title, fontsize=12)
     picture.supxlabel(f'frame of the clip{note and " · " + note}', fontsize=9)
-    picture.savefig(path, dpi=110, format='png')
+    fonts.save(picture, path, dpi=110)
 
 
 def animation(path, strips: list[Strip], *, milliseconds: int = 120, side: int = SIDE) -> None:
@@ -149,16 +150,16 @@ def animation(path, strips: list[Strip], *, milliseconds: int = 120, side: int =
     length, height, width, _ = moving[0].shape
     columns = min(math.ceil(math.sqrt(len(strips))), max(1, 1200 // width))
     lines = math.ceil(len(strips) / columns)
-    font = ImageFont.load_default(12)
+    font = fonts.Font(''.join(strip.caption for strip in strips), 11)
     top = 2 + 16 * max(strip.caption.count('\n') + 1 for strip in strips)
     pages = []
     for t in range(length):
         page = Image.new('RGB', (columns * (width + 8) - 8, lines * (height + top + 6)), (WHITE,) * 3)
-        draw = ImageDraw.Draw(page)
+        pen = ImageDraw.Draw(page)
         for number, (strip, frames) in enumerate(zip(strips, moving, strict=True)):
             left, down = number % columns * (width + 8), number // columns * (height + top + 6)
-            text = '\n'.join(_fitting(line, font, width - 4) for line in strip.caption.split('\n'))
-            draw.text((left + 2, down + 2), text, 0, font)
+            for line, text in enumerate(strip.caption.split('\n')):
+                font.write(pen, left + 2, down + 16 * line + 10, _fitting(text, font, width - 4), 0)
             page.paste(Image.fromarray(frames[t]), (left, down + top))
         pages.append(page)
     # One palette for all frames: one each is slow to find, and flickers.
@@ -194,7 +195,7 @@ def kernels(path: str, weights: np.ndarray, *, title: str) -> None:
         axes.axis('off')
     picture.suptitle(title, fontsize=11)
     picture.supxlabel('time runs to the right within each kernel · grey is 0', fontsize=9)
-    picture.savefig(path, dpi=130, format='png')
+    fonts.save(picture, path, dpi=130)
 
 
 def _mosaic(rows) -> np.ndarray:
@@ -227,7 +228,7 @@ def _side_by_side(strip: Strip, side: int) -> np.ndarray:
     return np.concatenate(large[:-1], axis=2)
 
 
-def _fitting(text: str, font, width: int) -> str:
-    while len(text) > 1 and font.getlength(text) > width:
+def _fitting(text: str, font: fonts.Font, width: int) -> str:
+    while len(text) > 1 and font.width(text) > width:
         text = '…' + text[2:]  # the end has the numbers
     return text

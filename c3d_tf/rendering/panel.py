@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is shown below a video: a bar with what happens now, and a strip for each class over time."""
 
-import os
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image
 from PIL import ImageDraw
-from PIL import ImageFont
+
+from c3d_tf.figures import fonts
 
 ROWS = 5
 # Okabe & Ito's, which colour-blind people can tell apart; those of them that stand out on a dark ground.
@@ -51,16 +50,16 @@ class Panel:
     """
 
     def __init__(self, track: Track, width: int, text: int):
-        folder = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf')
-        self._fonts = [ImageFont.truetype(os.path.join(folder, f'DejaVuSans{style}.ttf'), size)
-                       for style, size in (('', text), ('-Bold', text), ('-Bold', round(1.3 * text)))]
+        letters = ''.join(track.class_names)
+        self._fonts = [fonts.Font(letters, size, bold)
+                       for size, bold in ((text, False), (text, True), (round(1.3 * text), True))]
         self._track, self._width, self._pad = track, width, round(0.7 * text)
         self._bar, self._row, self._thick = round(2.6 * text), round(1.5 * text), max(2, text // 8)
         self._classes = np.argsort(-track.scores.mean(axis=0), kind='stable')[:ROWS]
         self._names = {i: _fitting(track.class_names[i], self._fonts[1], 0.36 * width)
                        for i in self._classes}
-        self._left = 2 * self._pad + round(max(map(self._fonts[1].getlength, self._names.values())))
-        self._right = width - 2 * self._pad - round(self._fonts[1].getlength('100 %'))
+        self._left = 2 * self._pad + round(max(map(self._fonts[1].width, self._names.values())))
+        self._right = width - 2 * self._pad - round(self._fonts[1].width('100 %'))
         self._strip_height = len(self._classes) * self._row
         self.height = (self._bar + self._strip_height + self._pad + 1) // 2 * 2
         self._behind, self._ahead = self._strips()
@@ -76,8 +75,8 @@ class Panel:
         for number, label in enumerate(self._classes):
             middle = self._bar + (number + 0.5) * self._row
             font, colour = (self._fonts[1], TEXT) if label == best else (self._fonts[0], QUIET)
-            pen.text((self._pad, middle), self._names[label], colour, font, anchor='lm')
-            pen.text((self._width - self._pad, middle), _percent(now[label]), colour, font, anchor='rm')
+            font.write(pen, self._pad, middle, self._names[label], colour)
+            font.write(pen, self._width - self._pad, middle, _percent(now[label]), colour, right=True)
         share = min(1.0, seconds / self._track.duration)
         head = round(share * (self._right - self._left - self._thick))
         image.paste(self._ahead, (self._left, self._bar))
@@ -92,13 +91,13 @@ class Panel:
         pen.rectangle((self._pad, middle - side / 2, self._pad + side, middle + side / 2),
                       COLOURS[known.index(best)] if best in known else QUIET)
         clock = f'{_clock(seconds)} / {_clock(self._track.duration)}'
-        pen.text((self._width - self._pad, middle), clock, QUIET, self._fonts[0], anchor='rm')
+        self._fonts[0].write(pen, self._width - self._pad, middle, clock, QUIET, right=True)
         share = f'  {_percent(probability)}'
         left = self._pad + 1.6 * side
-        room = (self._width - 2 * self._pad - left - self._fonts[0].getlength(clock)
-                - self._fonts[2].getlength(share))
+        room = (self._width - 2 * self._pad - left - self._fonts[0].width(clock)
+                - self._fonts[2].width(share))
         name = _fitting(self._track.class_names[best], self._fonts[2], room)
-        pen.text((left, middle), name + share, TEXT, self._fonts[2], anchor='lm')
+        self._fonts[2].write(pen, left, middle, name + share, TEXT)
 
     def _strips(self) -> tuple[Image.Image, Image.Image]:
         """Returns the strips as they are where the playhead has been, and where it has not."""
@@ -123,10 +122,10 @@ def rgb(colour: str) -> np.ndarray:
     return np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)], float)
 
 
-def _fitting(text: str, font, width: float) -> str:
-    if font.getlength(text) <= width:
+def _fitting(text: str, font: fonts.Font, width: float) -> str:
+    if font.width(text) <= width:
         return text
-    while text and font.getlength(text + '…') > width:
+    while text and font.width(text + '…') > width:
         text = text[:-1]
     return text.rstrip() + '…'
 

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class names in any script: on video, in figures, in animations."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib import figure
+from matplotlib import font_manager
+from PIL import Image
+
+from c3d_tf.figures import fonts
+from c3d_tf.figures import strips
+from c3d_tf.rendering import panel
+
+
+@pytest.fixture(params=[True, False])
+def installed(request, monkeypatch):
+    """Whether the machine has a font with Chinese letters; fonts are looked for anew."""
+    fonts._installed.cache_clear()
+    if not request.param:
+        monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: [fonts._MAIN])
+    elif not any('球' in fonts._letters(path) for path in font_manager.findSystemFonts()):
+        pytest.skip('no font here has Chinese letters')
+    yield request.param
+    fonts._installed.cache_clear()
+
+
+def _panel(name):
+    track = panel.Track(np.array([[0.9, 0.1]]), np.array([[0.0, 1.0]]), (name, 'walk'), 1.0)
+    return panel.Panel(track, 320, 12).draw(0.5)
+
+
+def _figure(name):
+    picture, out = figure.Figure(), io.BytesIO()
+    picture.add_subplot().set_yticks([0.5], [name])
+    fonts.save(picture, out, dpi=50)
+    return np.asarray(Image.open(out))
+
+
+def _animation(name):
+    out = io.BytesIO()
+    strips.animation(out, [strips.Strip(f'{name}\n3.2 s', (np.zeros((2, 40, 60, 3), np.uint8),))])
+    return np.asarray(Image.open(out).convert('RGB'))
+
+
+@pytest.mark.parametrize('draw', [_panel, _figure, _animation])
+def test_letters_come_from_the_fonts_of_the_machine(draw, installed, capfd):
+    """Boxes are all alike; letters are not."""
+    one, other = draw('打球 play'), draw('足球 play')
+    assert one.shape == other.shape and np.array_equal(one, other) is not installed
+    said = capfd.readouterr().err
+    assert ('no font here has 打 球: drawn as boxes' in said) is not installed and 'Glyph' not in said
+    assert not np.array_equal(draw('ходьба'), draw('écrire'))
+
+
+@pytest.mark.parametrize('label', ['Ελληνικά', 'Бег на месте', 'tập thể dục', 'naïve – 3×4 → ∞'])
+def test_letters_that_need_no_other_font(label):
+    assert fonts._having(frozenset(label)) == (fonts._MAIN,)
+
+
+def test_a_line_of_two_scripts(installed):
+    if not installed:
+        pytest.skip('one font')
+    font = fonts.Font('打球 walk', 20)
+    assert font.width('打球 walk') == pytest.approx(font.width('打球') + font.width(' walk'))
+    assert font.width('打球') == pytest.approx(40, rel=0.1)  # an em each
