@@ -29,9 +29,7 @@ def study(
     *,
     networks: Sequence[str],
     seeds: Sequence[int],
-    checkpoint_every: int = 1000,
-    log_every: int = 50,
-    overwrite: bool = False,
+    **choices,
 ) -> dict:
     """Trains each network from each seed and draws the clip accuracy on the test split by epoch.
 
@@ -44,7 +42,7 @@ def study(
       recipe: of all runs; its model and seed are replaced.
       networks: names of `models.MODELS`.
       seeds: at least one; standard errors need two.
-      checkpoint_every, log_every, overwrite: see `train.fit`.
+      **choices: of every run, see `train.fit`: checkpoint_every, log_every, histograms, profile, overwrite.
 
     Returns:
       the content of study.json: for each network its accuracy by epoch (mean and standard error over the
@@ -64,7 +62,7 @@ def study(
         console.say(f'study: {number} of {len(runs)}: {name}, seed {seed}')
         run = os.path.join(workdir, name, f'seed_{seed}')
         train.fit(records_dir, run, dataclasses.replace(recipe, model=name, seed=seed), watch=SPLIT,
-                  checkpoint_every=checkpoint_every, log_every=log_every, overwrite=overwrite)
+                  **choices)
         keras.backend.clear_session()  # or the graphs of all runs stay in memory
         steps, values = history.read(run, f'{SPLIT}_accuracy')
         if steps_by_epoch not in (None, steps):

@@ -32,7 +32,7 @@ def records(tmp_path_factory):
 def test_every_network_from_every_seed(records, tmp_path):
     command = ['c3d_tf', '--mode=study', f'--records={records}', f'--workdir={tmp_path}', '--models=depth_1,depth_3',
                '--seeds=3,5', '--width=0.03', '--crop_size=24', '--clip_length=8', '--mean=channel', '--head=pool',
-               '--batch_norm', '--epochs=2', '--batch_size=8', '--optimizer=adam']
+               '--batch_norm', '--epochs=2', '--batch_size=8', '--optimizer=adam', '--histograms=1']
     assert main.main(command) == 0
     result = json.loads((tmp_path / study.RESULT).read_text())
     for name in ('depth_1', 'depth_3'):
@@ -42,6 +42,8 @@ def test_every_network_from_every_seed(records, tmp_path):
         own = result['networks'][name]
         np.testing.assert_allclose(own['mean'], rows.mean(axis=0), atol=1e-6)
         np.testing.assert_allclose(own['standard_error'], abs(rows[0] - rows[1]) / 2, atol=1e-6)
+        for run in (tmp_path / name).iterdir():
+            assert b'fc8/kernel' in b''.join(file.read_bytes() for file in run.glob('tensorboard/train/events.out.*'))
     assert (tmp_path / study.FIGURE).read_bytes().startswith(b'\x89PNG')
     assert '--models=depth_1,depth_3' in (tmp_path / 'study.flags').read_text()
     before = (tmp_path / 'depth_1/seed_3/model.keras').stat().st_mtime_ns
