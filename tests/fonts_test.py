@@ -54,6 +54,10 @@ def test_letters_come_from_the_fonts_of_the_machine(draw, installed, capfd):
     assert not np.array_equal(draw('ходьба'), draw('écrire'))
 
 
+def test_a_name_with_two_dollars_is_no_formula():
+    assert not np.array_equal(_figure('$x{$'), _figure('x{'))
+
+
 @pytest.mark.parametrize('label', ['Ελληνικά', 'Бег на месте', 'tập thể dục', 'naïve – 3×4 → ∞'])
 def test_letters_that_need_no_other_font(label):
     assert fonts._having(frozenset(label)) == (fonts._MAIN,)

@@ -62,7 +62,7 @@ class Font:
 
 
 def save(picture: figure.Figure, path, *, dpi: int) -> None:
-    """Writes a figure as PNG, each letter in a font that has it.
+    """Writes a figure as PNG, its text letter by letter as it is, each in a font that has it.
 
     Args:
       path: or a binary file.
@@ -74,7 +74,9 @@ def save(picture: figure.Figure, path, *, dpi: int) -> None:
         for file in set(files) - {entry.fname for entry in font_manager.fontManager.ttflist}:
             font_manager.fontManager.addfont(file)
         logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)  # of weights that they do not come in
-        for each in written:
+    for each in written:
+        each.set_parse_math(False)  # a name with two $ is no formula
+        if len(files) > 1:
             each.set_fontfamily([ft2font.FT2Font(file).family_name for file in files])
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph .* missing')  # said above, once
