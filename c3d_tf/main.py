@@ -60,9 +60,8 @@ def _study(f) -> str:
     _start_tensorflow()
     from c3d_tf import study
 
-    study.study(f.records, f.workdir, _recipe(f), networks=f.models, seeds=seeds,
-                checkpoint_every=f.checkpoint_every, log_every=f.log_every, histograms=f.histograms,
-                profile=f.profile, overwrite=f.overwrite)
+    study.study(f.records, f.workdir, _recipe(f), networks=f.models, seeds=seeds, checkpoint_every=f.checkpoint_every,
+                log_every=f.log_every, histograms=f.histograms, profile=f.profile, overwrite=f.overwrite)
     return f.workdir
 
 

@@ -10,6 +10,7 @@ from matplotlib import font_manager
 from PIL import Image
 
 from c3d_tf.figures import fonts
+from c3d_tf.figures import plots
 from c3d_tf.figures import strips
 from c3d_tf.rendering import panel
 
@@ -56,6 +57,15 @@ def test_letters_come_from_the_fonts_of_the_machine(draw, installed, capfd):
 
 def test_a_name_with_two_dollars_is_no_formula():
     assert not np.array_equal(_figure('$x{$'), _figure('x{'))
+
+
+def test_a_legend_has_names_that_begin_with_a_line():
+    def drawn(name):
+        out = io.BytesIO()
+        plots.embedding([('', np.eye(2), np.arange(2))], (name, 'walk'), out, title='')
+        return np.asarray(Image.open(out))
+
+    assert not np.array_equal(drawn('_run'), drawn('_ran'))
 
 
 @pytest.mark.parametrize('label', ['Ελληνικά', 'Бег на месте', 'tập thể dục', 'naïve – 3×4 → ∞'])

@@ -193,15 +193,15 @@ def embedding(panels, class_names, path: str, *, title: str) -> None:
         size = float(np.clip(8000 / len(points), 4, 40))
         for label in shown:
             own = points[labels == label]
-            axes.scatter(own[:, 0], own[:, 1], s=size, color=colour[label], label=class_names[label],
-                         linewidths=0)
+            axes.scatter(own[:, 0], own[:, 1], s=size, color=colour[label], label=str(label), linewidths=0)
             # Past twenty colours a legend alone cannot tell.
             if len(own) and len(shown) > 20:
                 axes.annotate(class_names[label], np.median(own, axis=0), ha='center', fontsize=6)
         axes.set(xticks=[], yticks=[], title=name)
-    handles, names = axes.get_legend_handles_labels()
-    picture.legend(handles, names, loc='outside right center', fontsize=8, ncols=columns,
-                   markerscale=1.5)
+    legend = picture.legend(loc='outside right center', handles=axes.collections, fontsize=8, ncols=columns,
+                            markerscale=1.5)
+    for text in legend.get_texts():  # a name that begins with _ would have been left out
+        text.set_text(class_names[int(text.get_text())])
     picture.suptitle(title)
     fonts.save(picture, path, dpi=110)
 
