@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import figure
 from matplotlib import font_manager
+from matplotlib import ft2font
 from PIL import Image
 
 from c3d_tf.figures import fonts
@@ -53,6 +54,24 @@ def test_letters_come_from_the_fonts_of_the_machine(draw, installed, capfd):
     said = capfd.readouterr().err
     assert ('no font here has 打 球: drawn as boxes' in said) is not installed and 'Glyph' not in said
     assert not np.array_equal(draw('ходьба'), draw('écrire'))
+
+
+@pytest.mark.parametrize('draw', [_panel, _figure, _animation])
+def test_a_font_of_one_size_is_none(draw, monkeypatch, tmp_path, capfd):
+    """A font of pixels alone, as those of emoji in colours are."""
+    fonts._installed.cache_clear()
+    (tmp_path / 'emoji.bdf').write_text(
+        'STARTFONT 2.1\nFONT -a-emoji-medium-r-normal--8-80-75-75-c-80-iso10646-1\nSIZE 8 75 75\n'
+        'FONTBOUNDINGBOX 8 8 0 0\nSTARTPROPERTIES 4\nFONT_ASCENT 8\nFONT_DESCENT 0\nCHARSET_REGISTRY "ISO10646"\n'
+        'CHARSET_ENCODING "1"\nENDPROPERTIES\nCHARS 1\nSTARTCHAR ball\nENCODING 127936\nSWIDTH 1000 0\n'
+        'DWIDTH 8 0\nBBX 8 8 0 0\nBITMAP\n' + '7E\n' * 8 + 'ENDCHAR\nENDFONT\n')
+    (tmp_path / 'broken.ttf').write_bytes(b'no font')
+    found = [str(tmp_path / 'broken.ttf'), str(tmp_path / 'emoji.bdf')]
+    assert '\U0001f3c0' in map(chr, ft2font.FT2Font(found[1]).get_charmap())
+    monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: found)
+    draw('\U0001f3c0 ball')
+    assert 'no font here has \U0001f3c0: drawn as boxes' in capfd.readouterr().err
+    fonts._installed.cache_clear()
 
 
 def test_a_name_with_two_dollars_is_no_formula():

@@ -111,6 +111,7 @@ def _installed(missing: frozenset[str]) -> tuple[str, ...]:
 @functools.cache
 def _letters(path: str) -> frozenset[str]:
     try:
-        return frozenset(map(chr, ft2font.FT2Font(path).get_charmap()))
+        face = ft2font.FT2Font(path)
     except (OSError, RuntimeError):  # not one that FreeType reads
         return frozenset()
+    return frozenset(map(chr, face.get_charmap()) if face.scalable else ())  # emoji in colours come in one size
