@@ -297,7 +297,6 @@ def _say(result: dict) -> None:
                 f'{protocol["crops"]})')
     worst = sorted((row for row in result['per_class'] if row['right'] < row['videos']),
                    key=lambda row: row['right'] / row['videos'])[:10]
-    width = max((len(row['class']) for row in worst), default=0)
-    for row in worst:
-        console.say(f'    {row["class"]:{width}}  {row["right"]:4d} of {row["videos"]:4d} right, mostly '
-                    f'taken for {row["mostly_taken_for"]}')
+    for row, name in zip(worst, console.aligned(row['class'] for row in worst)):
+        console.say(f'    {name}  {row["right"]:4d} of {row["videos"]:4d} right, mostly taken for '
+                    f'{row["mostly_taken_for"]}')

@@ -257,19 +257,17 @@ def show(result: dict, *, as_json: bool = False) -> None:
     noun = 'clip' if result['clips'] == 1 else 'clips'
     console.say(f'{result["video"]}: {result["frames"]} frames, {result["clips"]} {noun}')
     _say_top(result['top'])
-    width = max(len(entry['label']) for entry in result['timeline'])
     if len(result['timeline']) > 1:
         console.say('what happens when:')
-        for entry in result['timeline']:
-            console.say(f'  {_clock(entry["start"])} – {_clock(entry["end"])}  '
-                        f'{entry["label"]:{width}}  {entry["probability"]:6.1%}')
+        labels = console.aligned(entry['label'] for entry in result['timeline'])
+        for entry, label in zip(result['timeline'], labels):
+            console.say(f'  {_clock(entry["start"])} – {_clock(entry["end"])}  {label}  {entry["probability"]:6.1%}')
 
 
 def _say_top(top: list[dict]) -> None:
-    width = max(len(entry['label']) for entry in top)
-    for entry in top:
+    for entry, label in zip(top, console.aligned(entry['label'] for entry in top)):
         bar = '█' * round(30 * entry['probability'])
-        console.say(f'  {entry["label"]:{width}}  {entry["probability"]:6.1%}  {bar}')
+        console.say(f'  {label}  {entry["probability"]:6.1%}  {bar}')
 
 
 def _clock(seconds: float) -> str:

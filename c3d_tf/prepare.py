@@ -273,7 +273,8 @@ def _summarise(index: dict, records_dir: str) -> None:
                     f'{len(part["shards"])} shard{"s" * (len(part["shards"]) > 1)}, {size / 1e6:.1f} MB')
         empty = [index['class_names'][i] for i, n in enumerate(part['videos_per_class']) if not n]
         if empty:
-            console.say(f'  {name} has no video of {len(empty)} classes: {", ".join(empty[:5])}')
+            console.say(f'  {name} has no video of {len(empty)} class{"es" * (len(empty) > 1)}: {", ".join(empty[:5])}'
+                        f'{", …" * (len(empty) > 5)}')
     skipped = index['found'] - index['taken']
     console.say(f'prepare: wrote {records_dir}: {index["taken"]} of {index["found"]} videos, '
                 f'{skipped} skipped{f" (see {records.SKIPPED})" if skipped else ""}')

@@ -12,6 +12,7 @@ import pytest
 
 from c3d_tf import main
 from c3d_tf import models
+from c3d_tf.common import console
 from c3d_tf.data import moving_shapes
 from tests import weight_files
 
@@ -94,3 +95,9 @@ def test_on_a_terminal(folder):
     for what in verbs:
         assert len([line for line in lines if re.match(rf'{what}: \d+/\d+ ', line)]) == 1, screen
     assert not any('ETA' in line or 'WARNING' in line for line in lines), screen
+
+
+def test_columns_of_letters_that_are_wide():
+    assert [console.columns(text) for text in ('walk', '打篮球', '골프', 'e\u0301', '')] == [4, 6, 4, 1, 0]
+    assert console.aligned(['打篮球', 'walk', 'e\u0301']) == ['打篮球', 'walk  ', 'e\u0301     ']
+    assert console.aligned([]) == []

@@ -7,6 +7,8 @@ import re
 import sys
 import tempfile
 import time
+import unicodedata
+from collections.abc import Iterable
 
 # What TensorFlow's C++ says at start-up before any log level is heeded; errors are kept.
 _CHATTER = re.compile(rb'WARNING: All log messages before absl|[IW]0000 |E0000 .*cuInit|To enable the following instr')
@@ -19,10 +21,25 @@ def say(text: str = '') -> None:
 def redraw(line: str) -> None:
     """Shows a line in place of the last one on a terminal, and below it elsewhere."""
     if sys.stdout.isatty():
-        line = line[:os.get_terminal_size().columns - 1]  # a second row could not be taken back
+        room = os.get_terminal_size().columns - 1
+        while columns(line) > room:  # a second row could not be taken back
+            line = line[:-1]
         print(f'\r\x1b[2K{line}', end='', flush=True)
     else:
         say(line)
+
+
+def columns(text: str) -> int:
+    """Returns how many columns of a terminal the text takes: a Chinese letter two, an accent none."""
+    return sum(0 if unicodedata.category(letter) in ('Mn', 'Me', 'Cf') else
+               2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in text)
+
+
+def aligned(texts: Iterable[str]) -> list[str]:
+    """Returns the texts with spaces behind, all as wide as the widest."""
+    texts = list(texts)
+    widest = max(map(columns, texts), default=0)
+    return [text + ' ' * (widest - columns(text)) for text in texts]
 
 
 def duration(seconds: float) -> str:
