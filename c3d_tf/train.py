@@ -331,7 +331,7 @@ def _existing(workdir: str, settings: dict, overwrite: bool, is_chief: bool) -> 
         # A run of the same recipe that was stopped goes on, with --overwrite as well.
         if not is_chief:
             return None
-        for name in ('checkpoints', os.path.join('tensorboard', 'train')):
+        for name in (states.FOLDER, curves.FOLDER):
             storage.rmtree(os.path.join(workdir, name), ignore_errors=True)
         for name in (MODEL, BEST):
             if storage.exists(os.path.join(workdir, name)):

@@ -92,9 +92,8 @@ def test_letters_that_need_no_other_font(label):
     assert fonts._having(frozenset(label)) == (fonts._MAIN,)
 
 
+@pytest.mark.parametrize('installed', [True], indirect=True)
 def test_a_line_of_two_scripts(installed):
-    if not installed:
-        pytest.skip('one font')
     font = fonts.Font('打球 walk', 20)
     assert font.width('打球 walk') == pytest.approx(font.width('打球') + font.width(' walk'))
     assert font.width('打球') == pytest.approx(40, rel=0.1)  # an em each

@@ -17,7 +17,7 @@ from PIL import ImageDraw
 from PIL import ImageFont
 
 _FOLDER = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf')
-_MAIN = os.path.join(_FOLDER, 'DejaVuSans.ttf')
+_MAIN, _BOLD = (os.path.join(_FOLDER, f'DejaVuSans{style}.ttf') for style in ('', '-Bold'))
 
 
 class Font:
@@ -26,18 +26,19 @@ class Font:
     Args:
       text: all letters that will be written.
       size: in pixels.
-      bold: those of DejaVu Sans only.
+      bold: where DejaVu Sans has the letter bold.
 
     Attributes:
       size: in pixels.
     """
 
     def __init__(self, text: str, size: int, bold: bool = False):
-        main, *others = _having(frozenset(text))
+        paths = _having(frozenset(text))
+        if bold:
+            paths = _BOLD, *paths
         self.size = size
-        self._letters = [_letters(path) for path in (main, *others)]
-        self._fonts = [ImageFont.truetype(path, size)
-                       for path in (os.path.join(_FOLDER, 'DejaVuSans-Bold.ttf') if bold else main, *others)]
+        self._letters = [_letters(path) for path in paths]
+        self._fonts = [ImageFont.truetype(path, size) for path in paths]
 
     def width(self, text: str) -> float:
         """Returns the pixels that the text takes."""

@@ -12,6 +12,8 @@ from c3d_tf.common import console
 from c3d_tf.common import files
 from c3d_tf.common import storage
 
+FOLDER = os.path.join('tensorboard', 'train')  # in the run's
+
 
 class BadLoss(Exception):
     """The loss or the weights are not numbers.
@@ -39,7 +41,7 @@ class Curve:
         """`first` is the step the run goes on from; `rate` gives the learning rate of a step."""
         self._rate, self._every, self._shown = rate, log_every, first
         self._progress = console.Progress('train', total, 'steps', done=first)
-        self.folder = _folder(workdir)
+        self.folder = os.path.join(workdir, FOLDER)
         self.writer = tf.summary.create_file_writer(self.folder)
         self._steps = []
         self._waited = 0.0
@@ -56,7 +58,7 @@ class Curve:
     def copy_to(self, workdir: str) -> None:
         """Adds what was flushed to the curves of another run's folder."""
         for path in storage.glob(os.path.join(storage.escape(self.folder), 'events.out.*')):
-            with files.replacing(os.path.join(_folder(workdir), os.path.basename(path))) as temporary:
+            with files.replacing(os.path.join(workdir, FOLDER, os.path.basename(path))) as temporary:
                 storage.copy(path, temporary)
 
     def timed(self, batches):
@@ -123,7 +125,3 @@ class Curve:
         self._progress.update(step, self._text)
         self._progress.close(self._text)
         return self._last
-
-
-def _folder(workdir: str) -> str:
-    return os.path.join(workdir, 'tensorboard', 'train')

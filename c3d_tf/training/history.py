@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 
 from c3d_tf.common import storage
+from c3d_tf.training import curve
 
 
 def read(workdir: str, name: str) -> tuple[list[int], list[float]]:
@@ -17,7 +18,7 @@ def read(workdir: str, name: str) -> tuple[list[int], list[float]]:
       name: a scalar's, e.g. 'loss'.
     """
     points = {}
-    folder = os.path.join(storage.escape(workdir), 'tensorboard', 'train')
+    folder = os.path.join(storage.escape(workdir), curve.FOLDER)
     # Their names count up.
     for path in sorted(storage.glob(os.path.join(folder, 'events.out.tfevents.*'))):
         for serialized in tf.data.TFRecordDataset(path).as_numpy_iterator():

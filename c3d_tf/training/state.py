@@ -12,6 +12,7 @@ from c3d_tf.training import cluster as clusters
 from c3d_tf.training import curve as curves
 from c3d_tf.training import trainer as trainers
 
+FOLDER = 'checkpoints'  # in the run's
 STAND_IN = 1  # the worker that saves where the chief is lost
 
 
@@ -26,7 +27,7 @@ class State:
 
     def __init__(self, workdir: str, trainer: trainers.Trainer, cluster: clusters.Cluster):
         self._workdir, self._trainer, self._cluster = workdir, trainer, cluster
-        self._folder = os.path.join(workdir, 'checkpoints')
+        self._folder = os.path.join(workdir, FOLDER)
         self._spare = os.path.join(self._folder, f'worker-{STAND_IN}')
         # A guard needs more than the last: one that the loss went bad after is no place to go back to.
         self._most = 4 if trainer.guard else 2
