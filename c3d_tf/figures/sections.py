@@ -178,8 +178,9 @@ def wrong_videos(run: Run) -> html.Html:
         card, entry = _mistake(run, names, one, clip)
         cards.append(html.element('li', html.element('button', *card, class_='mistake', type='button')))
         run.data['mistakes'].append(entry)
-    which = (f'The {len(shown)} of {len(found):,} wrong videos' if len(shown) < len(found) else
-             f'All {len(found)} wrong videos') + ', the most confident first. '
+    which = ('The only wrong video. ' if len(found) == 1 else
+             f'The {len(shown)} of {len(found):,} wrong videos, the most confident first. ' if len(shown) < len(found) else
+             f'All {len(found)} wrong videos, the most confident first. ')
     how = ('Each plays the clip, among those that were scored, that was surest of the wrong class. Point at one to '
            'play it, open it for its five best classes.') if moving else 'Open one for its five best classes.'
     return html.join(html.paragraph(which, how), note, html.element('ul', *cards, class_='mistakes'), _DIALOG)
