@@ -49,13 +49,17 @@ class Font:
     ) -> None:
         """Writes a line with its middle at that height; it starts at `x`, or with `right` ends there."""
         ascent, descent = self._fonts[0].getmetrics()
-        if right:
-            x -= self.width(text)
-        for font, run in self._runs(text):
-            pen.text((x, middle + (ascent - descent) / 2), run, colour, font, anchor='ls')
-            x += font.getlength(run)
+        anchor, onwards = ('rs', -1) if right else ('ls', 1)
+        runs = self._runs(text)[::onwards]
+        for font, run in runs:
+            pen.text((x, middle + (ascent - descent) / 2), run, colour, font, anchor=anchor)
+            if len(runs) > 1:
+                x += onwards * font.getlength(run)
 
     def _runs(self, text: str):
+        if self._letters[0].issuperset(text):  # nearly all, and there is a line to write in every frame of a video
+            return [(self._fonts[0], text)]
+
         def number(letter):
             return next((i for i, letters in enumerate(self._letters) if letter in letters), 0)
 
