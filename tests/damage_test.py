@@ -102,6 +102,20 @@ def test_the_newest_checkpoint_that_can_be_read(what, tmp_path, capsys):
     assert tf.train.latest_checkpoint(str(tmp_path)) == f'{tmp_path}/ckpt-4'
 
 
+@pytest.mark.parametrize('folder', ['out/checkpoints', 'checkpoints', '.'])
+def test_the_folder_may_be_relative(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = tf.Variable(0.0)
+    checkpoint = tf.train.Checkpoint(value=value)
+    for step in (1, 2, 3):
+        value.assign(step)
+        checkpoints.save(checkpoint, folder, step, 2)
+    value.assign(0)
+    assert [*checkpoints.find(folder)] == [2, 3]
+    assert checkpoints.restore(checkpoint, folder) and value.numpy() == 3
+    assert pathlib.Path(tf.train.latest_checkpoint(folder)) == pathlib.Path(folder, 'ckpt-3')
+
+
 def test_what_a_damaged_checkpoint_came_from_is_kept(tmp_path):
     checkpoint = tf.train.Checkpoint(value=tf.Variable(1.0))
     for step in (6, 12):
@@ -124,7 +138,6 @@ def test_nobody_starts_anew_unasked(tmp_path):
         checkpoints.restore(checkpoint, str(tmp_path))
 
 
-@pytest.mark.soak
 def test_a_damaged_checkpoint_costs_its_own_steps(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert _main('train', small) == 0

@@ -244,6 +244,8 @@ def _kill(verb: str, kills: int, given: dict, tmp_path: pathlib.Path, seed: int)
             first = time.monotonic() - run.began
         time.sleep(0.01)
     seconds = run.end()
+    if verb == 'train':  # else every run would begin anew, and end alike
+        assert len(list((killed / 'out/checkpoints').glob('ckpt-*.index'))) == 2
     killed.rename(whole)  # flagfiles have the folder's name: both are made in one of the same name
     rng, done, in_a_row, ends, compared = random.Random(seed), 0, 0, 0, 0
     while done < kills or in_a_row:

@@ -24,8 +24,8 @@ def save(checkpoint: tf.train.Checkpoint, folder: str, step: int, most: int = 1)
         publish(tf.train.CheckpointManager(checkpoint, temporary, 1).save(checkpoint_number=step), folder)
     found = find(folder)
     kept = [path for number, path in found.items() if number <= step][-most:]
-    # For tf.train.latest_checkpoint, and whoever else looks at the list.
-    tf.compat.v1.train.update_checkpoint_state(folder, kept[-1], kept)
+    # For tf.train.latest_checkpoint, and whoever else looks at the list. It changes the list that it is given.
+    tf.compat.v1.train.update_checkpoint_state(folder, kept[-1], list(kept))
     for path in found.values():
         if path not in kept:
             _remove(path)
