@@ -230,7 +230,10 @@ def _assert_same(out: pathlib.Path, whole: pathlib.Path) -> int:
         assert ours[name] == content, name
     curves = [collections.ChainMap(*(_curve(path) for path in sorted(folder.rglob('events.out.*'), reverse=True)))
               for folder in (out, whole)]
-    assert dict(curves[0]) == dict(curves[1])
+    # The clock says at which steps clips are drawn, and each start draws some; those of one step are the same.
+    assert {tag for tag, _ in curves[0].keys() ^ curves[1].keys()} <= {'clips'}
+    for key in curves[0].keys() & curves[1].keys():
+        assert curves[0][key] == curves[1][key], key
     return sum(path.stat().st_size for name, path in files_of(whole, finished=True))
 
 
